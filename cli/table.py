@@ -1,0 +1,33 @@
+"""The name table of jobs, in pipeline order."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import importlib.util
+from pathlib import Path
+from types import ModuleType
+
+JOBS: dict[str, str] = {
+    "simulate": "spa.jobs.simulate",
+    "refine3d": "spa.jobs.refine3d",
+    "mask": "spa.jobs.mask",
+    "postprocess": "spa.jobs.postprocess",
+    "reconstruct": "spa.jobs.reconstruct",
+    "project": "spa.jobs.project",
+}
+"""Job -> module with a dataclass `Options` and a function `run(options, job)`."""
+
+
+def load(name: str) -> ModuleType:
+    """Import the module of a job."""
+    return importlib.import_module(JOBS[name])
+
+
+def summary(name: str) -> str:
+    """The first line of the docstring of a job's module, read without importing it."""
+    spec = importlib.util.find_spec(JOBS[name])
+    if spec is None or spec.origin is None:
+        raise ModuleNotFoundError(JOBS[name])
+    docstring = ast.get_docstring(ast.parse(Path(spec.origin).read_text(encoding="utf-8"))) or ""
+    return docstring.splitlines()[0] if docstring else ""

@@ -1,0 +1,105 @@
+"""Where arrays live: the only module that imports CuPy, and the only place where data changes device."""
+
+from __future__ import annotations
+
+import os
+from types import ModuleType
+from typing import Any, TypeAlias
+
+import numba
+import numpy as np
+import scipy.fft
+from threadpoolctl import threadpool_limits
+
+try:
+    import cupy
+    import cupyx.scipy.fft
+except ImportError:  # the GPU packages are an extra
+    cupy = None
+
+Array: TypeAlias = Any
+"""A NumPy or a CuPy array; the array decides where a function runs."""
+
+_limits: list[Any] = []
+
+
+def is_device(array: Array) -> bool:
+    """True for an array in GPU memory."""
+    return cupy is not None and isinstance(array, cupy.ndarray)
+
+
+def xp_of(array: Array) -> Any:
+    """The array module, numpy or cupy, that `array` belongs to."""
+    return cupy if is_device(array) else np
+
+
+def fft_of(array: Array) -> ModuleType:
+    """The FFT module (scipy.fft interface) for arrays like `array`."""
+    return cupyx.scipy.fft if is_device(array) else scipy.fft
+
+
+def fft_workers(array: Array) -> dict[str, int]:
+    """Keyword arguments that let a CPU transform use the threads set by `set_threads`."""
+    return {} if is_device(array) else {"workers": threads()}
+
+
+def gpu_available() -> bool:
+    """True where CuPy is installed and sees at least one device."""
+    return cupy is not None and bool(cupy.cuda.is_available())
+
+
+def gpu_problem() -> str | None:
+    """Why no GPU can be used, in a few words; None when one can."""
+    if cupy is None:
+        return "CuPy is not installed (pip install 'spa-cryoem[cuda12]')"
+    if not cupy.cuda.is_available():
+        return "CuPy finds no CUDA driver or device"
+    return None
+
+
+def gpu_count() -> int:
+    """The number of GPUs this process sees."""
+    return int(cupy.cuda.runtime.getDeviceCount()) if gpu_available() else 0
+
+
+def to_device(array: Array, device: int | None) -> Array:
+    """Move an array to GPU `device`; None keeps (or brings) it on the CPU."""
+    if device is None:
+        return to_host(array)
+    with cupy.cuda.Device(device):
+        return cupy.asarray(array)
+
+
+def to_host(array: Array) -> Array:
+    """Bring an array to CPU memory (no copy if it is there)."""
+    return cupy.asnumpy(array) if is_device(array) else np.asarray(array)
+
+
+def use_device(device: int | None) -> None:
+    """Make GPU `device` current for this thread; None is the CPU and does nothing."""
+    if device is not None:
+        cupy.cuda.Device(device).use()
+
+
+def device_memory(device: int | None) -> int | None:
+    """Free bytes on GPU `device`; None for the CPU."""
+    if device is None:
+        return None
+    with cupy.cuda.Device(device):
+        return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def set_threads(n: int) -> None:
+    """Let Numba, BLAS and the FFT of this process use `n` threads."""
+    numba.set_num_threads(max(1, min(n, numba.config.NUMBA_NUM_THREADS)))
+    _limits[:] = [threadpool_limits(limits=n, user_api="blas")]
+
+
+def threads() -> int:
+    """The number of threads set by `set_threads`."""
+    return int(numba.get_num_threads())
+
+
+def host_memory() -> int:
+    """Bytes of memory that this machine has free."""
+    return int(os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))

@@ -1,0 +1,81 @@
+"""From a .cu file to a callable kernel, and the checks every kernel's arguments pass first."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spa.kernels import backend
+from spa.kernels.backend import Array, is_device
+
+HERE = Path(__file__).parent
+BLOCK = 256
+"""Threads per block of every kernel."""
+
+
+def source(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> str:
+    """CUDA C of kernels/STEM.cu behind its `#define` preamble; compiler messages name the file and its own lines."""
+    path = HERE / f"{stem}.cu"
+    preamble = "".join(f"#define {name} {value}\n" for name, value in (("BLOCK", str(BLOCK)), *defines))
+    return f'{preamble}#line 1 "{path.name}"\n{path.read_text()}'
+
+
+def compile_module(code: str) -> Any:
+    """Compile CUDA C for the current device: cupy.RawModule or anything with its call surface."""
+    return backend.cupy.RawModule(code=code, options=("-std=c++17",))
+
+
+_compile: Callable[[str], Any] = compile_module
+
+
+@functools.cache
+def _cached_module(compiler: Callable[[str], Any], device: int, code: str) -> Any:
+    return compiler(code)
+
+
+def raw_module(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> Any:
+    """Compiled kernels/STEM.cu for the current device, compiled once per device and set of defines."""
+    device = int(backend.cupy.cuda.runtime.getDevice())
+    return _cached_module(_compile, device, source(stem, defines))
+
+
+def launch(
+    kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], block: int = BLOCK, shared_mem: int = 0
+) -> None:
+    """Start `kernel` on `grid` blocks of `block` threads; Python ints are passed as 32-bit, arrays must be on the device.
+
+    Raises TypeError for a host array and ValueError for a grid beyond CUDA's limits; an empty grid does nothing.
+    """
+    for position, value in enumerate(arguments):
+        if isinstance(value, np.ndarray) and value.ndim and not is_device(value):
+            raise TypeError(f"kernel argument {position} is in host memory")
+    if 0 in grid:
+        return
+    if grid[0] > 2**31 - 1 or any(n > 65535 for n in grid[1:]):
+        raise ValueError(f"grid {grid} exceeds CUDA's limits")
+    converted = tuple(
+        np.int32(v) if isinstance(v, int) else np.float32(v) if isinstance(v, float) else v for v in arguments
+    )
+    kernel(grid, (block,), converted, shared_mem=shared_mem)
+
+
+def require(name: str, array: Array, dtype: Any, shape: tuple[int | None, ...], like: Array) -> None:
+    """Check one kernel argument: an array on the device of `like`, of this dtype and shape (None: any), C-contiguous.
+
+    Raises TypeError for the kind of array, its device or dtype; ValueError for shape and layout.
+    """
+    if not hasattr(array, "dtype") or not hasattr(array, "flags"):
+        raise TypeError(f"{name}: expected an array, got {type(array).__name__}")
+    if is_device(array) != is_device(like):
+        raise TypeError(f"{name}: all arrays of one call must be on the same device")
+    if array.dtype != dtype:
+        raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {array.dtype}")
+    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+        wanted = ", ".join("any" if n is None else str(n) for n in shape)
+        raise ValueError(f"{name}: expected shape ({wanted}), got {array.shape}")
+    if not array.flags.c_contiguous:
+        raise ValueError(f"{name}: must be C-contiguous")

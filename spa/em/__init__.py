@@ -1,0 +1,1 @@
+"""The expectation–maximisation engine behind every refinement job."""

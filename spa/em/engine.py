@@ -1,0 +1,361 @@
+"""The loop that every refinement job is: expectation, maximisation, new state, until the schedule is done."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spa import healpix
+from spa.em import output
+from spa.em.accuracy import estimate_accuracy
+from spa.em.expectation import Descent, Reference, Step
+from spa.em.images import InitialNoise, Preparer
+from spa.em.inputs import Inputs
+from spa.em.maximisation import (
+    Estimates,
+    Maps,
+    accumulate,
+    new_sums,
+    noise_spectra,
+    reconstruct_halves,
+)
+from spa.em.schedule import RESOLUTION_MARGIN, Schedule, particle_radius
+from spa.em.settings import RefinementOptions, Search
+from spa.em.state import Batch, FloatArray, Poses, State, Sums
+from spa.euler import angular_distance
+from spa.fourier import reference_transform
+from spa.fsc import resolution_shell, shell_to_resolution
+from spa.job import Job
+from spa.kernels.backend import device_memory, host_memory, to_device, use_device
+from spa.mask import soft_sphere
+
+PROBE_PARTICLES = 200
+"""Particles on which the grey scale of the reference is measured."""
+ACCURACY_PARTICLES = 100
+"""Particles per half set on which the accuracy of the poses is estimated."""
+SCALE_TRUSTED = (0.67, 1.5)
+"""Grey scales of the reference, relative to the images, that need no fitting."""
+GROUP_SCALE_SIGMA = 0.2
+"""Prior standard deviation of a micrograph's signal intensity around one."""
+
+
+@dataclass
+class Iteration:
+    """What an iteration did, for its log line and files."""
+
+    step: Step
+    maps: Maps
+    median_angle: float
+    median_offset: float
+    seconds: float
+    candidates: float
+
+
+class Engine:
+    """Expectation-maximisation over one or two half sets.
+
+    Parameters
+    ----------
+    options : what the user asked for.
+    inputs : particles, images, reference and masks, checked.
+    local_order : HEALPix order (before oversampling) from which searches are local.
+    n_halves : 2 for gold-standard refinement, 1 for classification.
+    job : where output and messages go.
+    """
+
+    def __init__(
+        self,
+        options: RefinementOptions,
+        inputs: Inputs,
+        local_order: int,
+        n_halves: int,
+        job: Job,
+        search: Search | None = None,
+    ) -> None:
+        self.options = options
+        self.inputs = inputs
+        self.n_halves = n_halves
+        self.job = job
+        self.search = search or Search()
+        self.box, self.pixel_size = inputs.box_size, inputs.pixel_size
+        self.device = job.devices[0] if job.devices else None
+        self.schedule = Schedule(options, self.search, self.box, self.pixel_size, local_order)
+        self.radius = particle_radius(options, self.box, self.pixel_size)
+        self.sphere = np.asarray(soft_sphere(self.box, self.radius, min(5.0, self.box / 2 - self.radius)))
+        circle = np.asarray(soft_sphere(self.box, self.radius, min(5.0, self.box / 2 - self.radius), ndim=2))
+        self.prepare = Preparer(
+            self.box,
+            inputs.coefficients,
+            inputs.optics,
+            inputs.groups,
+            circle if options.zero_mask else None,
+            self.device,
+        )
+        available = device_memory(self.device) or host_memory()
+        self.memory = int(options.mem * 2**30) or available // 2
+        self.poses = Poses.unknown(inputs.n_particles, inputs.n_groups)
+        self.group_scale = np.ones((n_halves, inputs.n_groups))
+        self.fit_scale = False
+
+    @property
+    def working_memory(self) -> int:
+        """Bytes that the slices or inserted images of one run may take."""
+        return int(min(self.memory // 8, 2**29))
+
+    def half_indices(self, half: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Particles of a half set, neighbours in orientation beside each other so that they share slices."""
+        if self.n_halves == 1:
+            indices = np.arange(self.inputs.n_particles)
+        else:
+            indices = np.nonzero(self.inputs.half_set == half + 1)[0]
+        if self.poses.known.any():
+            pixel = healpix.vec2pix(4, self.poses.rotations[indices, 2])
+            indices = indices[np.argsort(pixel, kind="stable")]
+        return self.job.comm.share(indices.astype(np.int64))
+
+    def run(self, state: State | None = None) -> State:
+        """Iterate until the schedule is finished; `state` continues an earlier run."""
+        use_device(self.device)
+        if state is None:
+            state = self._first_state()
+            self.fit_scale = self.options.firstiter_cc or self._needs_scale(state)
+        while not self.schedule.progress.finished:
+            state, done = self._iterate(state)
+            self._report(state, done)
+            if self.schedule.progress.finished:
+                output.write_final(self.job.rootname, self.inputs, self.options, state, self.poses, done.maps, self.schedule)
+        return state
+
+    def _first_state(self) -> State:
+        """Noise from the images, maps from the reference."""
+        noise = [InitialNoise(self.inputs.n_optics, self.box) for _ in range(self.n_halves)]
+        bar = self.job.progress(self.inputs.n_particles, "noise spectra")
+        for half in range(self.n_halves):
+            for indices, images in self.inputs.images.batches(self.half_indices(half), self._batch_size()):
+                noise[half].add(images, self.inputs.optics[indices])
+                bar.update(len(indices))
+                self.job.check_abort()
+        bar.close()
+        shells = self.box // 2 + 1
+        reference = self.inputs.reference * (self._solvent_mask() if self.options.flatten_solvent else 1)
+        maps = np.broadcast_to(reference.astype(np.float32), (self.n_halves, 1, *reference.shape)).copy()
+        first_kmax = self.schedule.first_kmax()
+        return State(
+            maps=maps,
+            sigma2=np.stack([n.spectra() for n in noise]),
+            tau2=np.zeros((self.n_halves, 1, shells)),
+            fsc=np.zeros(shells),
+            pdf_class=np.ones((self.n_halves, 1)),
+            offset_sigma=max(self.options.offset_range / 2, 0.5),
+            kmax=first_kmax,
+            resolution_shell=max(1, first_kmax - RESOLUTION_MARGIN),
+        )
+
+    def _solvent_mask(self) -> FloatArray:
+        return self.sphere if self.inputs.solvent_mask is None else self.inputs.solvent_mask
+
+    def _batch_size(self) -> int:
+        return int(np.clip(self.memory // (16 * 60 * len(self.prepare.pixels)), 4, 256))
+
+    def _reference(self, state: State, half: int, kmax: int) -> Reference:
+        transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half]]
+        log_pdf = np.log(np.maximum(state.pdf_class[half], 1e-10)).astype(np.float32)
+        return Reference(
+            to_device(np.stack(transforms), self.device), self.options.pad, to_device(log_pdf, self.device)
+        )
+
+    def _batches(self, state: State, half: int, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+        for part, images in self.inputs.images.batches(indices, self._batch_size()):
+            yield self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half])
+
+    def _needs_scale(self, state: State) -> bool:
+        """Measure the grey scale of the reference against some images; say so if it must be fitted."""
+        step = self.schedule.step(state, fit_scale=True)
+        indices = self.half_indices(0)
+        indices = np.sort(np.random.default_rng(self.options.random_seed).permutation(indices)[:PROBE_PARTICLES])
+        sums, _ = self._expectation(state, step, 0, indices, None)
+        scale = self._measured_scale(sums, step.kmax)
+        if SCALE_TRUSTED[0] < scale < SCALE_TRUSTED[1]:
+            return False
+        self.job.say(
+            f"the reference's grey scale is {1 / max(scale, 1e-9):.3g} times that of the images: "
+            "the first iteration fits it, as with --firstiter_cc"
+        )
+        return True
+
+    def _measured_scale(self, sums: Sums, kmax: int) -> float:
+        shells = slice(1, kmax + 1)
+        return float(sums.signal_cross[:, shells].sum() / max(sums.signal_power[:, shells].sum(), 1e-30))
+
+    def _iterate(self, state: State) -> tuple[State, Iteration]:
+        """One iteration: both half sets, new maps, new spectra, the next plan."""
+        start = time.perf_counter()
+        fit_scale = self.fit_scale and state.iteration == 0
+        step = self.schedule.step(state, fit_scale)
+        sums, updates = [], []
+        bar = self.job.progress(self.inputs.n_particles, f"iteration {state.iteration + 1}")
+        for half in range(self.n_halves):
+            half_sums, estimates = self._expectation(state, step, half, self.half_indices(half), bar)
+            sums.append(self.job.comm.sum(half_sums))
+            updates += estimates
+        bar.close()
+        candidates = sum(s.counters["candidates"] for s in sums) / self.inputs.n_particles
+        final = self.schedule.progress.final
+        maps = reconstruct_halves(
+            sums,
+            self.schedule.operators,
+            self.box,
+            self.options.pad,
+            step.kmax,
+            self.options.tau2_fudge,
+            self.sphere,
+            self._join_shell(),
+            join=final,
+        )
+        median_angle, median_offset = self._update_poses(updates)
+        state = self._next_state(state, sums, maps, step)
+        self.schedule.advance(state, median_angle)
+        done = Iteration(step, maps, median_angle, median_offset, time.perf_counter() - start, candidates)
+        output.write_iteration(self.job.rootname, self.inputs, self.options, state, self.poses, self.schedule)
+        self.job.resume_from = output.optimiser_path(self.job.rootname, state.iteration)
+        return state, done
+
+    def _expectation(
+        self, state: State, step: Step, half: int, indices: np.ndarray[Any, np.dtype[np.int64]], bar: Any
+    ) -> tuple[Sums, list[tuple[np.ndarray[Any, np.dtype[np.int64]], Estimates]]]:
+        """Expectation step and sums of one half set; poses are not changed yet."""
+        largest = self.schedule.largest_kmax
+        reference = self._reference(state, half, largest)
+        descent = Descent(reference, step, self.search, self.working_memory)
+        sums = new_sums(
+            state.n_classes,
+            self.inputs.n_optics,
+            self.inputs.n_groups,
+            self.box,
+            self.options.pad,
+            step.kmax,
+            self.prepare.kx,
+        )
+        estimates = []
+        candidates = 0
+        for batch in self._batches(state, half, indices):
+            scores = descent.run(batch, self.poses.rotations[batch.indices])
+            candidates += scores.scored
+            made = accumulate(
+                sums,
+                batch,
+                scores,
+                reference,
+                step,
+                self.search,
+                self.inputs.optics[batch.indices],
+                self.inputs.groups[batch.indices],
+                _uniform(self.options.random_seed, state.iteration, batch.indices),
+                self.working_memory,
+            )
+            estimates.append((batch.indices, made))
+            if bar is not None:
+                bar.update(len(batch))
+            self.job.check_abort()
+        sums.counters["candidates"] = float(candidates)
+        return sums, estimates
+
+    def _join_shell(self) -> int:
+        limit = self.inputs.low_resol_join_halves
+        if self.n_halves == 1 or limit <= 0 or self.schedule.progress.final:
+            return 0
+        return int(self.box * self.pixel_size / limit)
+
+    def _update_poses(
+        self, updates: list[tuple[np.ndarray[Any, np.dtype[np.int64]], Estimates]]
+    ) -> tuple[float, float]:
+        """Take over the estimates; returns the median change of angle (degrees) and shift (Å)."""
+        indices = np.concatenate([i for i, _ in updates])
+        new = {
+            name: np.concatenate([getattr(e, name) for _, e in updates])
+            for name in ("rotations", "origins", "pmax", "log_likelihood", "nr_significant", "noise_ratio", "class_number")
+        }
+        poses = self.poses
+        angle, offset = 180.0, float("nan")
+        if poses.known[indices].all():
+            angle = float(np.median(angular_distance(poses.rotations[indices], new["rotations"], self.schedule.operators)))
+            moved = np.linalg.norm(poses.origins[indices] - new["origins"], axis=1)
+            offset = float(np.median(moved)) * self.pixel_size
+        if self.options.norm:
+            level = poses.norm[indices] * np.sqrt(new["noise_ratio"])
+            poses.norm[indices] = level / level.mean()
+        for name in ("rotations", "origins", "pmax", "log_likelihood", "nr_significant", "class_number"):
+            getattr(poses, name)[indices] = new[name]
+        poses.known[indices] = True
+        return angle, offset
+
+    def _next_state(self, state: State, sums: list[Sums], maps: Maps, step: Step) -> State:
+        """Spectra, scales, resolution and accuracies that follow from the sums and maps."""
+        masked = maps.regularised * self._solvent_mask() if self.options.flatten_solvent else maps.regularised
+        total = sum(s.images.sum() for s in sums)
+        if self.options.scale:
+            self._update_group_scale(sums, step.kmax)
+        shell = resolution_shell(maps.fsc) if self.n_halves == 2 else step.kmax
+        new = State(
+            maps=masked.astype(np.float32),
+            sigma2=np.stack([noise_spectra(s, state.sigma2[h]) for h, s in enumerate(sums)]),
+            tau2=maps.tau2,
+            fsc=maps.fsc,
+            pdf_class=np.stack([s.class_mass / s.class_mass.sum() for s in sums]),
+            offset_sigma=max(0.5, float(np.sqrt(sum(s.offset_square for s in sums) / (2 * total)))),
+            kmax=step.kmax,
+            resolution_shell=shell,
+            iteration=state.iteration + 1,
+            ave_pmax=sum(s.pmax for s in sums) / total,
+            log_likelihood=sum(s.log_likelihood for s in sums),
+        )
+        new.accuracy_rotations, new.accuracy_offsets = self._accuracy(new)
+        return new
+
+    def _update_group_scale(self, sums: list[Sums], kmax: int) -> None:
+        """Signal intensity of each micrograph by regression with a Gaussian prior around one."""
+        prior = 1 / GROUP_SCALE_SIGMA**2
+        for half, s in enumerate(sums):
+            cross, power = (a[:, 1 : kmax + 1].sum(1) for a in (s.signal_cross, s.signal_power))
+            overall = max(cross.sum(), 1e-30) / max(power.sum(), 1e-30)
+            ratio = (cross / overall + prior) / (power + prior)
+            scale = self.group_scale[half] * ratio
+            self.group_scale[half] = scale / np.average(scale, weights=power + prior)
+
+    def _accuracy(self, state: State) -> tuple[float, float]:
+        """Expected accuracy of rotations (degrees) and shifts (pixels), the mean over the half sets."""
+        found = []
+        for half in range(self.n_halves):
+            indices = np.sort(self.half_indices(half)[:: max(1, self.inputs.n_particles // ACCURACY_PARTICLES // 2)])
+            kmax = max(2, state.resolution_shell)
+            reference = self._reference(state, half, kmax)
+            rng = np.random.default_rng((self.options.random_seed, state.iteration, 3))
+            batch: Batch
+            for batch in self._batches(state, half, indices[:ACCURACY_PARTICLES]):
+                found.append(estimate_accuracy(batch, reference, self.poses.rotations[batch.indices], kmax, rng))
+        angle, offset = np.mean(found, axis=0)
+        return float(angle), float(offset)
+
+    def _report(self, state: State, done: Iteration) -> None:
+        """The line of an iteration."""
+        resolution = shell_to_resolution(state.resolution_shell, self.box, self.pixel_size)
+        last = done.step.levels[-1]
+        kind = "local" if done.step.local else "global"
+        moved = "" if np.isnan(done.median_offset) else f", moved {done.median_angle:.2f}° {done.median_offset:.2f} Å"
+        self.job.say(
+            f"iteration {state.iteration}: resolution {resolution:.2f} Å, {kind} search to {healpix.angular_step(last.order):.2f}° "
+            f"and {last.offset_step * self.pixel_size:.2f} Å, current size {2 * done.step.kmax}{moved}, "
+            f"accuracy {state.accuracy_rotations:.2f}° {state.accuracy_offsets * self.pixel_size:.2f} Å, "
+            f"Pmax {state.ave_pmax:.2f}, {done.candidates:.0f} poses/particle, {done.seconds:.1f} s"
+        )
+
+
+def _uniform(seed: int, iteration: int, indices: np.ndarray[Any, np.dtype[np.int64]]) -> FloatArray:
+    """One number in [0, 1) per particle that depends on seed, iteration and particle only."""
+    table = np.random.default_rng((seed, iteration, 2)).random(int(indices.max()) + 1)
+    return np.asarray(table[indices])
+
+

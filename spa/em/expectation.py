@@ -1,0 +1,253 @@
+"""The expectation step: score candidates level by level and turn the last level into a posterior."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spa.em.sampling import (
+    Candidates,
+    Level,
+    children,
+    from_dense,
+    image_slice,
+    keep,
+    neighbourhood,
+    segment_index,
+)
+from spa.em.settings import Search
+from spa.em.state import Batch
+from spa.kernels.backend import Array, to_device, xp_of
+from spa.kernels.posterior import Posterior, posterior
+from spa.kernels.scoring import dense_scores, squared_difference
+from spa.kernels.slices import extract_slices
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration does: the levels of its descent and where the descent starts.
+
+    Attributes
+    ----------
+    levels : coarse to fine; the last level's posterior feeds the maximisation step.
+    local : start from the neighbourhood of the last pose instead of the whole sphere.
+    dense_orientations : int64, orientations of the first level of a global search (asymmetric unit).
+    dense_shifts : int32, shifts of that level (a disc).
+    fit_scale : score by the likelihood maximised over the grey scale of the reference, image by image.
+    offset_sigma : standard deviation (pixels) of the Gaussian prior on the shifts.
+    kmax : Fourier radius of the maximisation step, pixels.
+    """
+
+    levels: tuple[Level, ...]
+    local: bool
+    dense_orientations: np.ndarray[Any, np.dtype[np.int64]]
+    dense_shifts: np.ndarray[Any, np.dtype[np.int32]]
+    fit_scale: bool
+    offset_sigma: float
+    kmax: int
+
+
+@dataclass
+class Reference:
+    """References of one half set: padded half transforms (n_classes, m, m, R + 2) and class prior."""
+
+    transform: Array
+    padding: int
+    log_pdf_class: Array
+
+
+@dataclass
+class Scores:
+    """The last level of a descent: its candidates, their log weights and their posterior."""
+
+    level: Level
+    candidates: Candidates
+    log_weight: Array
+    posterior: Posterior
+    scored: int
+
+
+def log_likelihood(cross: Array, norm: Array, fit_scale: bool) -> Array:
+    """Log-likelihood of candidates up to a constant per image.
+
+    Parameters
+    ----------
+    cross, norm : Re(Y* P) and half W |P|^2, broadcast against each other.
+    fit_scale : False gives cross - norm. True gives its maximum over a grey scale a >= 0 of the reference,
+        cross^2 / (4 norm): the normalised cross-correlation, in units of the log-likelihood.
+    """
+    if not fit_scale:
+        return cross - norm
+    xp = xp_of(cross)
+    return xp.maximum(cross, 0) ** 2 / xp.maximum(4 * norm, np.float32(1e-20))
+
+
+def offset_log_prior(batch: Batch, offsets: Array, sigma: float) -> Array:
+    """Gaussian log prior, float32 (n_images, n_shifts), of the whole shift of each image."""
+    total = batch.origins[:, None] + offsets[None]
+    return (-(total**2).sum(-1) / (2 * max(sigma, 0.5) ** 2)).astype(np.float32)
+
+
+def score(
+    batch: Batch, reference: Reference, level: Level, candidates: Candidates, step: Step, memory: int
+) -> Array:
+    """Log weights (log-likelihood + log priors), float32, of a ragged list of candidates.
+
+    Parameters
+    ----------
+    memory : bytes that the slices held at one time may take; images are worked off in runs that fit.
+
+    Notes
+    -----
+    An orientation asked for by several images of a run is projected once.
+    """
+    xp = xp_of(batch.scored)
+    images, weights = batch.weighted(level.kmax)
+    n = images.shape[1]
+    offsets = to_like(level.offsets(), images)
+    prior = offset_log_prior(batch, offsets, step.offset_sigma)
+    result = xp.empty(len(candidates.shift), np.float32)
+    bounds = _runs(candidates.image_offsets, max(1, memory // (8 * n)))
+    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+        part = image_slice(candidates, start, stop)
+        unique, slot = xp.unique(part.orientation, return_inverse=True)
+        classes = level.classes(unique)
+        slices = extract_slices(
+            reference.transform, classes, level.rotations(unique), batch.kx[:n], batch.ky[:n], reference.padding
+        )
+        cross, norm = squared_difference(
+            images[start:stop],
+            weights[start:stop],
+            slices,
+            batch.kx[:n],
+            batch.ky[:n],
+            offsets,
+            part.image_offsets,
+            slot.astype(np.int32),
+            part.group_offsets,
+            part.shift,
+            batch.pixels.box_size,
+        )
+        group = segment_index(part.group_offsets, len(part.shift))
+        image = start + segment_index(part.image_offsets, len(part.orientation))[group]
+        log_weight = log_likelihood(cross, norm[group], step.fit_scale) + prior[image, part.shift]
+        log_weight += reference.log_pdf_class[classes[slot[group]]]
+        first = int(candidates.group_offsets[int(candidates.image_offsets[start])])
+        result[first : first + len(log_weight)] = log_weight
+    return result
+
+
+class Descent:
+    """The search of one half set in one iteration: dense or local start, then children of survivors."""
+
+    def __init__(self, reference: Reference, step: Step, search: Search, memory: int) -> None:
+        self.reference = reference
+        self.step = step
+        self.search = search
+        self.memory = memory
+        self._dense_slices: Array | None = None
+
+    def run(self, batch: Batch, rotations: np.ndarray[Any, Any]) -> Scores:
+        """Posterior over the last level for a batch; `rotations` are the last poses (used when local)."""
+        levels, search = self.step.levels, self.search
+        scored = 0
+        if self.step.local:
+            survivors = _to_device(self._local_start(rotations), batch.scored)
+            first = 0
+        else:
+            survivors = self._dense_survivors(batch)
+            scored += len(batch) * len(self.step.dense_orientations) * len(self.step.dense_shifts)
+            first = 1
+        for depth in range(first, len(levels)):
+            level = levels[depth]
+            if depth > 0:
+                survivors = children(survivors, levels[depth - 1], level)
+            log_weight = score(batch, self.reference, level, survivors, self.step, self.memory)
+            scored += len(log_weight)
+            if depth == len(levels) - 1:
+                break
+            tempered = search.temperature if depth <= 1 else 1.0
+            chosen = posterior(
+                log_weight, survivors.candidate_offsets, search.mass, tempered, search.level_cap
+            )
+            image = segment_index(survivors.candidate_offsets, len(log_weight))
+            survivors = keep(survivors, log_weight >= chosen.threshold[image])
+        final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, 0)
+        return Scores(levels[-1], survivors, log_weight, final, scored)
+
+    def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
+        s = self.search
+        return neighbourhood(
+            self.step.levels[0], rotations, s.local_directions, s.local_psi, s.local_offset_radius
+        )
+
+    def _dense_survivors(self, batch: Batch) -> Candidates:
+        """Score every orientation and shift of the first level and keep what a finer level may still choose."""
+        xp = xp_of(batch.scored)
+        step, level = self.step, self.step.levels[0]
+        images, weights = batch.weighted(level.kmax)
+        n = images.shape[1]
+        orientations = to_like(step.dense_orientations, images)
+        shifts = to_like(step.dense_shifts, images)
+        offsets = to_like(level.offsets(), images)[shifts]
+        classes = level.classes(orientations)
+        if self._dense_slices is None:
+            self._dense_slices = extract_slices(
+                self.reference.transform,
+                classes,
+                level.rotations(orientations),
+                batch.kx[:n],
+                batch.ky[:n],
+                self.reference.padding,
+            )
+        class_prior = self.reference.log_pdf_class[classes]
+        per_image = len(orientations) * len(shifts)
+        run = max(1, min(16, self.memory // (16 * per_image)))
+        flat = []
+        for start in range(0, len(batch), run):
+            stop = min(start + run, len(batch))
+            cross, norm = dense_scores(
+                images[start:stop],
+                weights[start:stop],
+                self._dense_slices,
+                batch.kx[:n],
+                batch.ky[:n],
+                offsets,
+                batch.pixels.box_size,
+            )
+            prior = offset_log_prior(batch, offsets, step.offset_sigma)[start:stop]
+            log_weight = log_likelihood(cross, norm[:, :, None], step.fit_scale)
+            log_weight += class_prior[None, :, None]
+            log_weight += prior[:, None, :]
+            ends = xp.arange(stop - start + 1, dtype=np.int64) * per_image
+            chosen = posterior(
+                log_weight.reshape(-1), ends, self.search.mass, self.search.temperature, self.search.dense_cap
+            )
+            kept = xp.nonzero((log_weight >= chosen.threshold[:, None, None]).reshape(-1))[0]
+            flat.append(kept + start * per_image)
+        return from_dense(xp.concatenate(flat), orientations, len(batch), shifts)
+
+
+def to_like(array: np.ndarray[Any, Any], like: Array) -> Array:
+    """A copy of a host array on the device of `like`."""
+    xp = xp_of(like)
+    return array if xp is np else to_device(array, like.device.id)
+
+
+def _to_device(candidates: Candidates, like: Array) -> Candidates:
+    return Candidates(*(to_like(a, like) for a in (
+        candidates.image_offsets, candidates.orientation, candidates.group_offsets, candidates.shift
+    )))  # fmt: skip
+
+
+def _runs(image_offsets: Array, max_groups: int) -> list[int]:
+    """Image numbers at which to cut a batch so that each run has at most `max_groups` groups (or one image)."""
+    ends = [int(e) for e in image_offsets]
+    bounds = [0]
+    for image in range(1, len(ends)):
+        if ends[image] - ends[bounds[-1]] > max_groups and image - 1 > bounds[-1]:
+            bounds.append(image - 1)
+    bounds.append(len(ends) - 1)
+    return bounds

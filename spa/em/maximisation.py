@@ -1,0 +1,359 @@
+"""The maximisation step: sums over the posterior, then new maps, noise and signal spectra from the sums."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spa.em.expectation import Reference, Scores, Step, to_like
+from spa.em.sampling import keep, segment_index
+from spa.em.settings import Search
+from spa.em.state import Batch, FloatArray, Sums
+from spa.fourier import forward
+from spa.fsc import fsc
+from spa.kernels.backend import Array, to_host, xp_of
+from spa.kernels.scoring import weighted_images
+from spa.kernels.slices import extract_slices, insert_slices
+from spa.noise import shell_average
+from spa.reconstruct import new_accumulator, shell_weight, solve, symmetrise
+
+
+@dataclass
+class Estimates:
+    """What a batch says about its own particles, on the host, in batch order (see `state.Poses`)."""
+
+    rotations: FloatArray
+    origins: FloatArray
+    pmax: FloatArray
+    log_likelihood: FloatArray
+    nr_significant: np.ndarray[Any, np.dtype[np.int64]]
+    noise_ratio: FloatArray
+    class_number: np.ndarray[Any, np.dtype[np.int32]]
+
+
+def new_sums(n_classes: int, n_optics: int, n_groups: int, box: int, padding: int, kmax: int, like: Array) -> Sums:
+    """Empty sums of one half set, accumulators on the device of `like`."""
+    data, weight = new_accumulator(n_classes, box, padding, kmax, like=like)
+    shells = box // 2 + 1
+    return Sums(
+        data,
+        weight,
+        np.zeros((n_optics, shells)),
+        np.zeros(n_optics, np.int64),
+        np.zeros((n_groups, shells)),
+        np.zeros((n_groups, shells)),
+        np.zeros(n_classes),
+    )
+
+
+def accumulate(
+    sums: Sums,
+    batch: Batch,
+    scores: Scores,
+    reference: Reference,
+    step: Step,
+    search: Search,
+    optics: np.ndarray[Any, Any],
+    groups: np.ndarray[Any, Any],
+    uniform: FloatArray,
+    memory: int,
+) -> Estimates:
+    """Add a batch to the sums and return the estimates for its particles.
+
+    Parameters
+    ----------
+    optics, groups : optics group and micrograph group of each image of the batch.
+    uniform : float64 (n,), one number in [0, 1) per image that draws the pose whose residual is the noise.
+    """
+    _insert(sums, batch, scores, step, reference.padding, memory)
+    drawn = _draw(scores, uniform)
+    noise_ratio, residual, cross, power = _residual(batch, scores, reference, step, drawn)
+    np.add.at(sums.noise_power, optics, residual)
+    np.add.at(sums.images, optics, 1)
+    np.add.at(sums.signal_cross, groups, cross)
+    np.add.at(sums.signal_power, groups, power)
+    estimates = _estimate(batch, scores, search, noise_ratio)
+    np.add.at(sums.class_mass, estimates.class_number, 1.0)
+    sums.offset_square += float((estimates.origins**2).sum())
+    sums.log_likelihood += float(estimates.log_likelihood.sum())
+    sums.pmax += float(estimates.pmax.sum())
+    return estimates
+
+
+def _insert(sums: Sums, batch: Batch, scores: Scores, step: Step, padding: int, memory: int) -> None:
+    """Insert the posterior-weighted images of a batch into the accumulators."""
+    level, n = scores.level, batch.pixels.prefix(step.kmax)
+    image = segment_index(scores.candidates.candidate_offsets, len(scores.log_weight))
+    mask = scores.log_weight >= scores.posterior.threshold[image]
+    kept = keep(scores.candidates, mask)
+    xp = xp_of(mask)
+    weight, image = scores.posterior.weights[mask], image[mask]
+    weight = (weight / xp.bincount(image, weight, len(batch))[image]).astype(np.float32)
+    scaled = batch.ctf[:, :n] * batch.inverse_sigma2[:, :n]
+    images, weights = batch.spectra[:, :n] * scaled, scaled * batch.ctf[:, :n]
+    offsets = to_like(level.offsets(), images)
+    run = max(1, memory // (16 * n))
+    ends = [int(e) for e in kept.image_offsets]
+    start = 0
+    while start < len(batch):
+        stop = start + 1
+        while stop < len(batch) and ends[stop + 1] - ends[start] <= run:
+            stop += 1
+        g0, g1 = ends[start], ends[stop]
+        c0, c1 = int(kept.group_offsets[g0]), int(kept.group_offsets[g1])
+        values, group_weights = weighted_images(
+            images[start:stop],
+            weights[start:stop],
+            batch.kx[:n],
+            batch.ky[:n],
+            offsets,
+            kept.image_offsets[start : stop + 1] - g0,
+            kept.group_offsets[g0 : g1 + 1] - c0,
+            kept.shift[c0:c1],
+            weight[c0:c1],
+            batch.pixels.box_size,
+        )
+        orientation = kept.orientation[g0:g1]
+        insert_slices(
+            sums.data,
+            sums.weight,
+            level.classes(orientation),
+            level.rotations(orientation),
+            batch.kx[:n],
+            batch.ky[:n],
+            values,
+            group_weights,
+            padding,
+        )
+        start = stop
+
+
+def _draw(scores: Scores, uniform: FloatArray) -> Array:
+    """One candidate per image, drawn from its posterior."""
+    ends = scores.candidates.candidate_offsets
+    cumulative = xp_of(ends).cumsum(scores.posterior.weights.astype(np.float64))
+    target = to_like(np.arange(len(uniform)) + uniform, ends)
+    drawn = xp_of(ends).searchsorted(cumulative, target)
+    return xp_of(ends).clip(drawn, ends[:-1], ends[1:] - 1)
+
+
+def _residual(
+    batch: Batch, scores: Scores, reference: Reference, step: Step, drawn: Array
+) -> tuple[FloatArray, FloatArray, FloatArray, FloatArray]:
+    """Noise and signal of each image at the drawn pose.
+
+    Returns
+    -------
+    noise_ratio : (n,) mean residual power over the noise power (1 where the noise model is right).
+    residual : (n, n_shells) mean residual power per shell, real and imaginary part averaged.
+    cross, power : (n, n_shells) sums of Re(A* X)/sigma2 and |A|^2/sigma2, A = CTF * projection.
+
+    Notes
+    -----
+    The expectation of the residual at a pose drawn from the posterior is that of the full posterior sum,
+    at the price of one slice per image.
+    """
+    xp = xp_of(drawn)
+    level, candidates = scores.level, scores.candidates
+    group = xp.searchsorted(candidates.group_offsets[1:], drawn, side="right")
+    orientation = candidates.orientation[group]
+    slices = extract_slices(
+        reference.transform,
+        level.classes(orientation),
+        level.rotations(orientation),
+        batch.kx,
+        batch.ky,
+        reference.padding,
+    )
+    shift = to_like(level.offsets(), drawn)[candidates.shift[drawn]]
+    turns = (shift[:, :1] * batch.kx + shift[:, 1:] * batch.ky) * np.float32(-2 * np.pi / batch.pixels.box_size)
+    image = batch.spectra * (xp.cos(turns) + np.complex64(1j) * xp.sin(turns))
+    model = batch.ctf * slices
+    to_shell = _shell_matrix(batch, drawn)
+    cross = (model.real * image.real + model.imag * image.imag) * batch.inverse_sigma2
+    power = (model.real**2 + model.imag**2) * batch.inverse_sigma2
+    if step.fit_scale:
+        scale = xp.maximum(cross.sum(1), 0) / xp.maximum(power.sum(1), np.float32(1e-20))
+        model = model * scale[:, None]
+    difference = image - model
+    residual = difference.real**2 + difference.imag**2
+    ratio = (residual * batch.inverse_sigma2).mean(1) / 2
+    count = xp.maximum(to_shell.sum(0), 1)
+    per_shell = (residual @ to_shell) / (2 * count)
+    as_host = [to_host(a).astype(np.float64) for a in (ratio, per_shell, cross @ to_shell, power @ to_shell)]
+    return as_host[0], as_host[1], as_host[2], as_host[3]
+
+
+def _shell_matrix(batch: Batch, like: Array) -> Array:
+    """One-hot float32 (n_pixels, n_shells): multiplication by it sums over shells."""
+    shells = np.arange(batch.pixels.box_size // 2 + 1)
+    return to_like((batch.pixels.shell[:, None] == shells).astype(np.float32), like)
+
+
+def _estimate(batch: Batch, scores: Scores, search: Search, noise_ratio: FloatArray) -> Estimates:
+    """Posterior-mean poses: weighted means over the candidates near the best one.
+
+    Notes
+    -----
+    The mean is more accurate than the argmax, which jitters with the grid's random rotation.
+    """
+    xp = xp_of(scores.log_weight)
+    result, level = scores.posterior, scores.level
+    image = segment_index(scores.candidates.candidate_offsets, len(scores.log_weight))
+    best_weight = result.weights[result.best]
+    heavy = xp.nonzero(result.weights > search.mean_pose_weight * best_weight[image])[0]
+    both = xp.concatenate([heavy, result.best])
+    group = xp.searchsorted(scores.candidates.group_offsets[1:], both, side="right")
+    orientation = scores.candidates.orientation[group]
+    rotations = to_host(level.rotations(orientation)).astype(np.float64)
+    classes = to_host(level.classes(orientation))
+    offsets = level.offsets()[to_host(scores.candidates.shift[both])].astype(np.float64)
+    n, m = len(batch), len(heavy)
+    owner, weight = to_host(image[heavy]), to_host(result.weights[heavy]).astype(np.float64)
+    trace = np.einsum("nij,nij->n", rotations[:m], rotations[m:][owner])
+    near = (trace > 1 + 2 * np.cos(np.radians(search.mean_pose_angle))) & (classes[:m] == classes[m:][owner])
+    weight = weight * near
+    summed = np.zeros((n, 3, 3))
+    np.add.at(summed, owner, weight[:, None, None] * rotations[:m])
+    u, _, vt = np.linalg.svd(summed)
+    mean_offset = np.stack([np.bincount(owner, weight * offsets[:m, a], n) for a in (0, 1)], -1)
+    mean_offset /= np.bincount(owner, weight, n)[:, None]
+    power = (xp.abs(batch.scored) ** 2 * batch.inverse_sigma2).sum(1)
+    variance = xp.log(2 * np.pi / batch.inverse_sigma2).sum(1)
+    significant = xp.bincount(image[scores.log_weight >= result.threshold[image]], minlength=n)
+    return Estimates(
+        rotations=u @ vt,
+        origins=to_host(batch.origins).astype(np.float64) + mean_offset,
+        pmax=to_host(best_weight).astype(np.float64),
+        log_likelihood=to_host(result.log_evidence - power / 2 - variance).astype(np.float64),
+        nr_significant=to_host(significant).astype(np.int64),
+        noise_ratio=noise_ratio,
+        class_number=classes[m:].astype(np.int32),
+    )
+
+
+@dataclass
+class Maps:
+    """Reconstructions of one iteration.
+
+    Attributes
+    ----------
+    regularised : float32 (n_halves, n_classes, box, box, box).
+    unfiltered : the same without the prior (the half maps that validate), or None with one half.
+    joined : float32 (n_classes, box, box, box) from both halves, or None unless asked for.
+    fsc : float64 (n_shells,); tau2, weight : float64 (n_halves, n_classes, n_shells).
+    """
+
+    regularised: FloatArray
+    unfiltered: FloatArray | None
+    joined: FloatArray | None
+    fsc: FloatArray
+    tau2: FloatArray
+
+
+def reconstruct_halves(
+    sums: list[Sums],
+    operators: FloatArray,
+    box: int,
+    padding: int,
+    kmax: int,
+    tau2_fudge: float,
+    fsc_mask: FloatArray,
+    join_shell: int,
+    join: bool,
+) -> Maps:
+    """New maps from the sums of the half sets.
+
+    Parameters
+    ----------
+    fsc_mask : soft sphere of the particle, under which the halves are compared.
+    join_shell : shells below this are shared by the halves (0: none); they cannot be told apart there.
+    join : also reconstruct both halves together.
+
+    Notes
+    -----
+    With two halves 1/tau2 = weight * (1 - FSC) / FSC (Scheres 2012, J Struct Biol 180:519, eq. 11 with the
+    signal-to-noise ratio FSC / (1 - FSC)); with one it is 2 / (T |V|^2) from the power of the map itself.
+    """
+    n_classes = len(sums[0].class_mass)
+    for half in sums:
+        for c in range(n_classes):
+            half.data[c], half.weight[c] = symmetrise(half.data[c], half.weight[c], operators)
+    unfiltered = np.array(
+        [[_solve(h, c, box, padding, kmax, None) for c in range(n_classes)] for h in sums], dtype=np.float32
+    )
+    shells = box // 2 + 1
+    weights = np.array([[_shell_weight(h, c, padding, shells) for c in range(n_classes)] for h in sums])
+    if len(sums) == 1:
+        curve = np.zeros(shells)
+        inverse = np.stack([[_inverse_tau2_from_power(m, tau2_fudge) for m in unfiltered[0]]])
+        joined_inverse = inverse[0]
+    else:
+        curve = fsc(unfiltered[0, 0] * fsc_mask, unfiltered[1, 0] * fsc_mask)
+        curve[kmax + 1 :] = 0
+        curve[:2] = 1
+        if join_shell > 0:
+            _join_low_resolution(sums, padding, join_shell)
+        trusted = np.clip(curve, 1e-3, 0.999)
+        noise_to_signal = (1 - trusted) / trusted / tau2_fudge
+        inverse = weights * noise_to_signal
+        joined_inverse = weights.mean(0) * noise_to_signal
+    regularised = np.array(
+        [
+            [_solve(h, c, box, padding, kmax, inverse[i, c]) for c in range(n_classes)]
+            for i, h in enumerate(sums)
+        ],
+        dtype=np.float32,
+    )
+    joined = None
+    if join:
+        both = sum(sums[1:], sums[0])
+        joined = np.array(
+            [_solve(both, c, box, padding, kmax, joined_inverse[c]) for c in range(n_classes)], np.float32
+        )
+    tau2 = 1 / np.maximum(inverse, 1e-30)
+    return Maps(regularised, unfiltered if len(sums) == 2 else None, joined, curve, tau2)
+
+
+def _solve(sums: Sums, c: int, box: int, padding: int, kmax: int, inverse_tau2: FloatArray | None) -> FloatArray:
+    volume: FloatArray = to_host(solve(sums.data[c], sums.weight[c], box, padding, kmax, inverse_tau2))
+    return volume
+
+
+def _shell_weight(sums: Sums, c: int, padding: int, n_shells: int) -> FloatArray:
+    """Mean weight of each shell, float64 (n_shells,); the last known value beyond the accumulator."""
+    known = shell_weight(sums.weight[c], padding)
+    return known[np.minimum(np.arange(n_shells), len(known) - 1)]
+
+
+def _inverse_tau2_from_power(volume: FloatArray, tau2_fudge: float) -> FloatArray:
+    """1 / (T tau2), float64 (n_shells,), tau2 half the mean power of each shell."""
+    power = shell_average(np.abs(forward(volume, ndim=3)) ** 2, 3)[: volume.shape[0] // 2 + 1]
+    return np.asarray(2 / np.maximum(tau2_fudge * power, 1e-30))
+
+
+def _join_low_resolution(sums: list[Sums], padding: int, join_shell: int) -> None:
+    """Give both halves the mean of their accumulators below a shell, so that they keep the same orientation."""
+    centre = sums[0].data.shape[-2] // 2
+    reach = min(padding * join_shell, centre - 1)
+    around = slice(centre - reach, centre + reach + 1)
+    xp = xp_of(sums[0].data)
+    full, half = xp.arange(-reach, reach + 1) ** 2, xp.arange(reach + 1) ** 2
+    low = (full[:, None, None] + full[:, None] + half) < (padding * join_shell) ** 2
+    for first, second in ((sums[0].data, sums[1].data), (sums[0].weight, sums[1].weight)):
+        a, b = (x[:, around, around, : reach + 1] for x in (first, second))
+        mean = (a + b) / 2
+        a[...] = xp.where(low, mean, a)
+        b[...] = xp.where(low, mean, b)
+
+
+def noise_spectra(sums: Sums, previous: FloatArray) -> FloatArray:
+    """Noise variance per optics group and shell, float64 (n_optics, n_shells); groups without images keep theirs."""
+    sigma2 = previous.copy()
+    used = sums.images > 0
+    sigma2[used] = sums.noise_power[used] / sums.images[used, None]
+    sigma2[:, 0] = sigma2[:, 1]
+    sigma2[:, -1] = np.where(sigma2[:, -1] > 0, sigma2[:, -1], sigma2[:, -2])
+    return np.maximum(sigma2, sigma2.max() * 1e-8)

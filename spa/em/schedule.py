@@ -1,0 +1,184 @@
+"""When to search finer, to higher resolution, locally, and when to stop."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from spa import healpix
+from spa.em.expectation import Step
+from spa.em.sampling import Level, make_level
+from spa.em.settings import RefinementOptions, Search
+from spa.em.state import State
+from spa.euler import random_rotations
+from spa.symmetry import asymmetric_unit, operators
+
+RESOLUTION_MARGIN = 10
+"""Shells beyond the present resolution that an iteration uses: RELION's incr_size."""
+STRONG_MARGIN = 8
+"""Further shells where the halves still agree (FSC > 0.2) at the last one used."""
+FINEST_ORDER = 6
+"""Finest HEALPix order of a descent (0.9°); with mean poses a finer one brought nothing."""
+ITERATIONS_PER_ORDER = 2
+"""Iterations at one angular sampling before the next finer one, even while the resolution still grows."""
+SETTLED = 0.8
+"""Poses have settled when their median change is no longer below this share of the last iteration's."""
+MAX_ITERATIONS = 30
+
+
+@dataclass
+class Progress:
+    """Where a refinement stands; plain numbers, so that it can be written and read back.
+
+    Attributes
+    ----------
+    order : HEALPix order of the last level (oversampling included).
+    at_order : iterations done at this order.
+    best_shell : best resolution so far, shells.
+    final : the next iteration is the last one, to Nyquist, joining the halves.
+    finished : the last one is done.
+    """
+
+    order: int
+    at_order: int = 0
+    best_shell: int = 0
+    last_change: float = 180.0
+    stalled: int = 0
+    final: bool = False
+    finished: bool = False
+
+    def as_dict(self) -> dict[str, Any]:
+        """The fields by name."""
+        return asdict(self)
+
+
+class Schedule:
+    """Plans each iteration from the state and the progress so far."""
+
+    def __init__(
+        self, options: RefinementOptions, search: Search, box: int, pixel_size: float, local_order: int
+    ) -> None:
+        self.options = options
+        self.search = search
+        self.box = box
+        self.pixel_size = pixel_size
+        self.local_order = local_order
+        self.operators = operators(options.sym)
+        self.radius = particle_radius(options, box, pixel_size)
+        self.progress = Progress(order=options.healpix_order + options.oversampling)
+
+    @property
+    def largest_kmax(self) -> int:
+        """The last Fourier radius below Nyquist."""
+        return self.box // 2 - 1
+
+    @property
+    def local(self) -> bool:
+        """Whether the sampling has become fine enough for local searches."""
+        return self.progress.order - self.options.oversampling >= self.local_order
+
+    def first_kmax(self) -> int:
+        """Fourier radius of the first iteration: `--ini_high` and a margin, or a third of the box."""
+        if self.options.ini_high <= 0:
+            return min(self.largest_kmax, self.box // 3)
+        shell = round(self.box * self.pixel_size / self.options.ini_high)
+        return min(self.largest_kmax, shell + RESOLUTION_MARGIN)
+
+    def step(self, state: State, fit_scale: bool) -> Step:
+        """The plan of the next iteration; its grids are turned by a random rotation of their own."""
+        rng = np.random.default_rng((self.options.random_seed, state.iteration + 1, 1))
+        perturbation = random_rotations(1, rng)[0]
+        kmax = self.largest_kmax if self.progress.final else state.kmax
+        levels = self._local_levels(state, kmax, perturbation) if self.local else self._levels(kmax, perturbation)
+        first = levels[0]
+        margin = 0.5 * first.angular_step
+        inside = np.nonzero(asymmetric_unit(first.frames[:, 2], self.operators, margin))[0]
+        psi = np.arange(first.n_psi, dtype=np.int64)
+        one_class = (inside[:, None] * first.n_psi + psi).ravel()
+        classes = np.arange(state.n_classes, dtype=np.int64)[:, None] * first.n_directions * first.n_psi
+        x, y = first.offsets().T
+        disc = np.nonzero(x**2 + y**2 <= (self.options.offset_range + 0.25 * first.offset_step) ** 2)[0]
+        return Step(
+            levels=tuple(levels),
+            local=self.local,
+            dense_orientations=(classes + one_class).ravel(),
+            dense_shifts=disc.astype(np.int32),
+            fit_scale=fit_scale,
+            offset_sigma=state.offset_sigma,
+            kmax=kmax,
+        )
+
+    def advance(self, state: State, median_change: float) -> None:
+        """Decide what comes next, after an iteration.
+
+        Parameters
+        ----------
+        state : its `resolution_shell`, `fsc` and accuracies are those of the iteration just done.
+        median_change : median angle (degrees) by which poses moved in it; 180 in the first one.
+        """
+        p = self.progress
+        if p.final:
+            p.finished = True
+            return
+        grew = state.resolution_shell > p.best_shell
+        p.best_shell = max(p.best_shell, state.resolution_shell)
+        p.at_order += 1
+        settled = median_change > SETTLED * p.last_change or median_change < 0.5 * state.accuracy_rotations
+        p.last_change = median_change
+        wanted = self._wanted_order(state.accuracy_rotations)
+        if p.order < wanted and (state.iteration == 1 or not grew or p.at_order >= ITERATIONS_PER_ORDER):
+            p.order, p.at_order, p.last_change = p.order + 1, 0, 180.0
+        elif p.order >= wanted and not grew and settled and p.at_order >= ITERATIONS_PER_ORDER:
+            p.final = True
+        if state.iteration >= MAX_ITERATIONS:
+            p.final = True
+        strong = state.fsc[min(state.kmax, len(state.fsc) - 1)] > 0.2
+        margin = RESOLUTION_MARGIN + (STRONG_MARGIN if strong else 0)
+        state.kmax = min(self.largest_kmax, max(self.first_kmax(), state.resolution_shell + margin))
+
+    def _wanted_order(self, accuracy: float) -> int:
+        """The coarsest order whose step is within the angular accuracy, at least the one asked for."""
+        order = self.options.healpix_order + self.options.oversampling
+        while order < FINEST_ORDER and healpix.angular_step(order) > accuracy:
+            order += 1
+        return order
+
+    def _level_kmax(self, order: int, kmax: int) -> int:
+        """Fourier radius beyond which a level's angular step is too coarse at the particle's edge."""
+        step = np.radians(healpix.angular_step(order)) * self.radius
+        return max(4, min(kmax, int(np.ceil(self.search.resolution_factor * self.box / step))))
+
+    def _levels(self, kmax: int, perturbation: np.ndarray[Any, Any]) -> list[Level]:
+        """Levels of a global search, the dense one first."""
+        last = self.progress.order
+        base = min(self.search.dense_order, self.options.healpix_order, last - 1)
+        dense_kmax = self._level_kmax(base, kmax)
+        step = min(self.options.offset_step, self.search.offset_phase * self.box / dense_kmax)
+        count = 2 * int(np.ceil(self.options.offset_range / step - 1e-6)) + 1
+        levels = []
+        for order in range(base, last + 1):
+            level_kmax = kmax if order == last else self._level_kmax(order, kmax)
+            levels.append(make_level(order, step, count, level_kmax, perturbation, base))
+            if order - base < self.search.refined_offsets:
+                step, count = step / 2, count * 2
+        return levels
+
+    def _local_levels(self, state: State, kmax: int, perturbation: np.ndarray[Any, Any]) -> list[Level]:
+        """Levels of a local search: the parents of the last order, then the last order."""
+        last = self.progress.order
+        dense_kmax = self._level_kmax(self.search.dense_order, kmax)
+        coarse = min(self.options.offset_step, self.search.offset_phase * self.box / dense_kmax)
+        step = float(np.clip(state.accuracy_offsets, coarse / 8, coarse / 4))
+        count = 2 * self.search.local_offset_radius + 1
+        return [
+            make_level(last - 1, step, count, self._level_kmax(last - 1, kmax), perturbation, last - 1),
+            make_level(last, step, count, kmax, perturbation, last - 1),
+        ]
+
+
+def particle_radius(options: RefinementOptions, box: int, pixel_size: float) -> float:
+    """Radius of the particle's circle in pixels, from `--particle_diameter` or 90 % of the box."""
+    diameter = options.particle_diameter
+    return 0.45 * box if diameter <= 0 else min(diameter / pixel_size / 2, box / 2 - 1)

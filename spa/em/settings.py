@@ -1,0 +1,118 @@
+"""What a refinement is asked to do: the options every refinement job shares, and the constants of the search."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from spa.options import CommonOptions, option
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementOptions(CommonOptions):
+    """Options shared by the refinement jobs; names, units and meaning are RELION's."""
+
+    i: str = option(help="particles STAR file", role="input")
+    o: str = option(help="output rootname, for example Refine3D/job001/run", role="rootname")
+    ref: str = option(help="reference map (MRC)", group="Reference", role="input")
+    ini_high: float = option(
+        -1.0,
+        help="low-pass the reference to this resolution first (-1: as it is)",
+        unit="Å",
+        group="Reference",
+        bounds=(-1.0, 1000.0),
+    )
+    firstiter_cc: bool = option(
+        False,
+        help="the reference's grey scale is not that of the images: first iteration by normalised "
+        "cross-correlation (decided automatically when not given)",
+        group="Reference",
+    )
+    sym: str = option("C1", help="point group: Cn, Dn, T, O, I1 to I4", group="Reference")
+    ctf: bool = option(False, help="correct for the contrast transfer function", group="CTF")
+    particle_diameter: float = option(
+        -1.0,
+        help="diameter of the circular mask (-1: 90 % of the box)",
+        unit="Å",
+        group="Optimisation",
+        bounds=(-1.0, 10000.0),
+    )
+    flatten_solvent: bool = option(
+        False, help="mask the references with a soft sphere of --particle_diameter", group="Optimisation"
+    )
+    zero_mask: bool = option(
+        False, help="mask the images with zeros outside --particle_diameter when scoring", group="Optimisation"
+    )
+    solvent_mask: str | None = option(
+        None,
+        help="mask (MRC, 0 to 1) for the references instead of the sphere",
+        group="Optimisation",
+        role="input",
+    )
+    norm: bool = option(False, help="correct each image's noise level", group="Optimisation")
+    scale: bool = option(False, help="correct the signal's intensity per micrograph", group="Optimisation")
+    tau2_fudge: float = option(
+        1.0, help="regularisation parameter T", group="Optimisation", bounds=(1e-3, 100.0)
+    )
+    pad: int = option(2, help="padding factor of the Fourier transforms", group="Optimisation", bounds=(1, 3))
+    healpix_order: int = option(
+        2,
+        help="angular sampling before oversampling (2: 15°, 3: 7.5°, ...)",
+        group="Sampling",
+        bounds=(0, 7),
+    )
+    oversampling: int = option(
+        1, help="levels of oversampling below --healpix_order", group="Sampling", bounds=(1, 3)
+    )
+    offset_range: float = option(
+        6.0, help="search range of the shifts around the last one", unit="px", group="Sampling", bounds=(0.0, 200.0)
+    )
+    offset_step: float = option(
+        2.0,
+        help="step of the shifts before oversampling",
+        unit="px",
+        group="Sampling",
+        bounds=(0.05, 50.0),
+    )
+    mem: float = option(
+        0.0, help="memory budget (0: half of what is free)", unit="GiB", group="Compute", bounds=(0.0, 10000.0)
+    )
+
+
+@dataclass(frozen=True)
+class Search:
+    """Constants of the descent, each with its reason; the defaults are the measured ones.
+
+    Notes
+    -----
+    A level that is not the last decides on a coarse grid and at a low resolution, so its posterior is
+    tempered: candidates are ranked by exp(temperature * LL) and kept until they hold `mass` of it.
+    """
+
+    dense_order: int = 2
+    """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
+    temperature: float = 0.5
+    """Exponent of the tempered selection at the two coarsest levels."""
+    mass: float = 0.999
+    """Share of the tempered posterior that survives a level."""
+    dense_cap: int = 600
+    """Most survivors an image may keep after the dense level; more brought nothing on real particles."""
+    level_cap: int = 800
+    """Most survivors an image may keep after a later level."""
+    insertion_mass: float = 0.95
+    """Share of the posterior that enters the maximisation step."""
+    resolution_factor: float = 1.2
+    """kmax of a level: this many times the resolution at which half an angular step is half a wavelength."""
+    offset_phase: float = 0.35
+    """Largest shift step of the dense level, in periods of its highest frequency."""
+    refined_offsets: int = 2
+    """Number of levels below the first that also halve the shift step."""
+    local_directions: int = 9
+    """Directions around the last pose at the first level of a local search (the nearest and its neighbours)."""
+    local_psi: int = 1
+    """In-plane steps on either side of the last pose at that level."""
+    local_offset_radius: int = 2
+    """Radius of the disc of shifts around the last one at that level, in its steps."""
+    mean_pose_angle: float = 12.0
+    """Candidates farther than this from the best one (degrees) are another mode, not part of its mean pose."""
+    mean_pose_weight: float = 0.02
+    """Candidates below this share of the best weight do not enter the mean pose."""

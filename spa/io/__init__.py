@@ -1,0 +1,1 @@
+"""File formats: STAR, MRC and particle stacks."""

@@ -1,0 +1,1 @@
+"""One module per job: an Options dataclass and run(options, job)."""

@@ -1,0 +1,287 @@
+"""Resolution, sharpening and filtering of a map from two half maps and a mask."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from spa.errors import InputError
+from spa.fsc import FSC_THRESHOLD, CorrectedFsc, corrected_fsc, doubts, resolution_shell, shell_to_resolution
+from spa.io import mrc, plots, star
+from spa.io.emdb import write_fsc_xml
+from spa.io.files import project_path
+from spa.job import Job
+from spa.kernels.backend import Array, to_device, to_host
+from spa.options import CommonOptions, UsageError, option
+from spa.sharpen import Mtf, Sharpened, detector_mtf, sharpen
+
+_SAME_MAP = 0.999
+_MASKED_FRACTION = 0.1
+_ORIGIN_RESOLUTION = 999.0  # RELION's resolution of the shell at the origin
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """Options of `spa postprocess`, named as in relion_postprocess."""
+
+    i: str = option(help="First unfiltered half map, e.g. run_half1_class001_unfil.mrc", role="input")
+    i2: str | None = option(None, help="Second half map", role="input", default_text="--i with half2 for half1")
+    o: str = option("postprocess", help="Rootname of the output", role="rootname")
+    mask: str | None = option(None, help="Soft mask, 0 to 1", role="input")
+    angpix: float = option(-1.0, help="Pixel size", unit="Å", default_text="the maps' headers")
+    mtf: str | None = option(None, help="STAR file with the MTF of the detector", role="input", group="Sharpening")
+    mtf_angpix: float = option(
+        -1.0, help="Pixel size of the detector", unit="Å", group="Sharpening", default_text="that of the maps"
+    )
+    auto_bfac: bool = option(False, help="Fit the B-factor to the Guinier plot", group="Sharpening")
+    autob_lowres: float = option(10.0, help="Fit from here", unit="Å", bounds=(0.1, None), group="Sharpening")
+    autob_highres: float = option(
+        0.0, help="Fit to here; 0 for as far as the FSC weights are positive", unit="Å", bounds=(0, None),
+        group="Sharpening",
+    )
+    adhoc_bfac: float = option(0.0, help="B-factor to apply, negative sharpens", unit="Å^2", group="Sharpening")
+    skip_fsc_weighting: bool = option(False, help="No weighting by sqrt(2 FSC / (1 + FSC))", group="Filtering")
+    low_pass: float = option(
+        -1.0, help="Low-pass filter; 0 for none, negative for the resolution at FSC = 0.143", unit="Å", group="Filtering"
+    )
+    randomize_at_fsc: float = option(
+        0.8, help="Randomise phases from where the unmasked FSC falls below this", bounds=(0.143, 0.999),
+        group="Filtering",
+    )
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.auto_bfac and self.adhoc_bfac != 0:
+            raise UsageError("--auto_bfac and --adhoc_bfac: expected one of the two")
+
+
+@dataclass(frozen=True)
+class _Inputs:
+    """Half maps and mask as read, their names and pixel size."""
+
+    names: tuple[str, str]
+    half1: Array
+    half2: Array
+    mask: Array | None
+    pixel_size: float
+
+    @property
+    def box(self) -> int:
+        return int(self.half1.shape[0])
+
+
+def run(options: Options, job: Job) -> None:
+    """FSC, resolution, sharpening; then the files."""
+    inputs = _read(options, job)
+    mtf = _read_mtf(options, inputs.pixel_size)
+    rng = np.random.default_rng(options.random_seed)
+    curves = corrected_fsc(inputs.half1, inputs.half2, inputs.mask, options.randomize_at_fsc, rng)
+    _judge_halves(curves, inputs, job)
+    shell = resolution_shell(curves.final)
+    resolution = shell_to_resolution(max(shell, 1), inputs.box, inputs.pixel_size)
+    result = sharpen(
+        (inputs.half1 + inputs.half2) / 2,
+        inputs.pixel_size,
+        fsc=None if options.skip_fsc_weighting else curves.final,
+        mtf=mtf,
+        bfactor=None if options.auto_bfac else options.adhoc_bfac,
+        fit_range=(options.autob_lowres, options.autob_highres),
+        low_pass_at=resolution if options.low_pass < 0 else options.low_pass,
+    )
+    _judge_bfactor(result, options, job)
+    _write(result, curves, shell, inputs, options)
+    found = f"{resolution:.2f} A" if shell else "none"
+    job.say(f"final resolution {found} (FSC = {FSC_THRESHOLD}), B-factor {result.bfactor:.1f} A^2")
+
+
+def _read(options: Options, job: Job) -> _Inputs:
+    name1, name2 = options.i, options.i2 or _other_half(options.i)
+    half1, pixel_size = mrc.read_volume(name1)
+    half2, pixel_size2 = mrc.read_volume(name2)
+    box = len(half1)
+    if len(half2) != box:
+        raise InputError(f"{name2}: expected a box of {box} pixels as {name1} has, found {len(half2)}")
+    _same_pixel(name1, pixel_size, name2, pixel_size2, options)
+    mask = None
+    if options.mask:
+        mask, mask_pixel = mrc.read_volume(options.mask)
+        if len(mask) != box:
+            raise InputError(f"{options.mask}: expected a box of {box} pixels as the half maps have, found {len(mask)}")
+        _same_pixel(name1, pixel_size, options.mask, mask_pixel, options)
+        _judge_mask(mask, options.mask, job)
+    if options.i2 is None:
+        job.add_input(name2)
+    device = job.devices[0] if job.devices else None
+    on_device = [None if a is None else to_device(a, device) for a in (half1, half2, mask)]
+    size = options.angpix if options.angpix > 0 else pixel_size
+    return _Inputs((name1, name2), on_device[0], on_device[1], on_device[2], size)
+
+
+def _other_half(name: str) -> str:
+    """The name of the other half map: the last half1 in the file's name becomes half2, or the other way round."""
+    path = Path(name)
+    found = re.search(r"(.*)half([12])(.*)", path.name)
+    if found is None:
+        raise InputError(f"{name}: no 'half1' or 'half2' in the name to find the other half by: give --i2")
+    other = path.with_name(f"{found[1]}half{3 - int(found[2])}{found[3]}")
+    if not other.exists():
+        raise InputError(f"{other}: the other half of {name} is not there: give --i2")
+    return str(other)
+
+
+def _same_pixel(name1: str, pixel1: float, name2: str, pixel2: float, options: Options) -> None:
+    if options.angpix <= 0 and abs(pixel2 / pixel1 - 1) > 1e-3:
+        raise InputError(
+            f"{name2}: expected pixels of {pixel1:g} A as {name1} has, found {pixel2:g} A (--angpix overrules both)"
+        )
+
+
+def _judge_mask(mask: Array, name: str, job: Job) -> None:
+    low, high = float(mask.min()), float(mask.max())
+    if low < -1e-3 or high > 1 + 1e-3:
+        raise InputError(f"{name}: expected mask values from 0 to 1, found {low:g} to {high:g}")
+    if high < 0.5 or low > 0.5:
+        raise InputError(f"{name}: expected a mask with an inside (1) and an outside (0), found {low:g} to {high:g}")
+    if not ((mask > 0.05) & (mask < 0.95)).any():
+        job.warn(f"{name}: the mask has a hard edge, which correlates the half maps; give it a soft one")
+
+
+def _read_mtf(options: Options, pixel_size: float) -> Mtf | None:
+    if options.mtf is None:
+        return None
+    table = next(iter(star.read(options.mtf)), None)
+    if table is None:
+        raise InputError(f"{options.mtf}: expected a table with rlnResolutionInversePixel and rlnMtfValue, found none")
+    size = options.mtf_angpix if options.mtf_angpix > 0 else pixel_size
+    try:
+        return detector_mtf(table.floats("rlnResolutionInversePixel"), table.floats("rlnMtfValue"), size)
+    except InputError as error:
+        raise InputError(f"{options.mtf}: {error}".replace(f"{options.mtf}: {options.mtf}", options.mtf)) from None
+
+
+def _judge_halves(curves: CorrectedFsc, inputs: _Inputs, job: Job) -> None:
+    """Refuse a map compared with itself; say what speaks against the resolution."""
+    lowest = float(curves.unmasked[1:].min())
+    if lowest > _SAME_MAP:
+        raise InputError(
+            f"{inputs.names[1]}: the same map as {inputs.names[0]} (FSC of {lowest:.4f} or more at all frequencies): "
+            "expected two half maps refined apart from each other"
+        )
+    if inputs.mask is None:
+        job.warn("no --mask: the solvent in the box lowers the FSC")
+    if float((inputs.half1 == 0).mean()) > _MASKED_FRACTION:
+        job.warn(f"{inputs.names[0]}: already masked (many voxels are exactly 0): no FSC is free of that mask")
+    if curves.randomise_from is not None:
+        start = shell_to_resolution(curves.randomise_from, inputs.box, inputs.pixel_size)
+        job.say(f"phases randomised beyond {start:.2f} A")
+    for doubt in doubts(curves, inputs.pixel_size):
+        job.warn(doubt)
+
+
+def _judge_bfactor(result: Sharpened, options: Options, job: Job) -> None:
+    if options.auto_bfac and result.fit is None:
+        high = options.autob_highres or "the last shell with signal"
+        job.warn(f"too few shells between {options.autob_lowres:g} and {high} A to fit a B-factor: map not sharpened")
+    elif result.fit is not None:
+        job.say(
+            f"Guinier fit: slope {result.fit.slope:.2f}, intercept {result.fit.intercept:.2f}, "
+            f"correlation {result.fit.correlation:.3f}"
+        )
+    if result.bfactor > 0:
+        job.warn(f"a positive B-factor of {result.bfactor:.1f} A^2 dampens the map instead of sharpening it")
+
+
+def _write(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options) -> None:
+    folder = options.o.endswith("/") or Path(options.o).is_dir()
+    root = str(Path(options.o) / "postprocess") if folder else options.o
+    box, pixel_size = inputs.box, inputs.pixel_size
+    volume, mask = to_host(result.volume), None
+    mrc.write_volume(f"{root}.mrc", volume, pixel_size)
+    if inputs.mask is not None:
+        mask = to_host(inputs.mask)
+        mrc.write_volume(f"{root}_masked.mrc", volume * mask, pixel_size)
+    blocks = [_general(result, curves, shell, inputs, options), _fsc_table(curves, inputs), _guinier_table(result)]
+    star.write(f"{root}.star", star.StarFile(blocks))
+    title = "unmasked FSC" if curves.final is curves.unmasked else "masked-corrected FSC"
+    write_fsc_xml(f"{root}_fsc.xml", curves.final, box, pixel_size, title)
+    plots.save(f"{root}_fsc.png", _fsc_figure(curves, shell, box, pixel_size))
+    plots.save(f"{root}_guinier.png", _guinier_figure(result, options))
+    shown = {"half-map average": to_host(inputs.half1 + inputs.half2) / 2, "postprocessed": volume}
+    plots.save(f"{root}_slices.png", plots.slices(shown, pixel_size, contour=mask))
+
+
+def _general(
+    result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options
+) -> star.Block:
+    resolution = shell_to_resolution(shell, inputs.box, inputs.pixel_size) if shell else _ORIGIN_RESOLUTION
+    values: dict[str, float | str] = {
+        "rlnFinalResolution": resolution,
+        "rlnBfactorUsedForSharpening": result.bfactor,
+        "rlnUnfilteredMapHalf1": project_path(inputs.names[0]),
+        "rlnUnfilteredMapHalf2": project_path(inputs.names[1]),
+    }
+    if options.mask:
+        values["rlnMaskName"] = project_path(options.mask)
+    if curves.randomise_from is not None:
+        values["rlnRandomiseFrom"] = shell_to_resolution(curves.randomise_from, inputs.box, inputs.pixel_size)
+    if result.fit is not None:
+        values["rlnFittedSlopeGuinierPlot"] = result.fit.slope
+        values["rlnFittedInterceptGuinierPlot"] = result.fit.intercept
+        values["rlnCorrelationFitGuinierPlot"] = result.fit.correlation
+    return star.Block.pairs("general", values)
+
+
+def _fsc_table(curves: CorrectedFsc, inputs: _Inputs) -> star.Block:
+    shells = np.arange(len(curves.final))
+    resolution = np.full(len(shells), _ORIGIN_RESOLUTION)
+    resolution[1:] = inputs.box * inputs.pixel_size / shells[1:]
+    columns = {"rlnSpectralIndex": shells, "rlnResolution": 1 / resolution, "rlnAngstromResolution": resolution}
+    if curves.masked is not None:
+        columns["rlnFourierShellCorrelationCorrected"] = curves.final
+    columns["rlnFourierShellCorrelationUnmaskedMaps"] = curves.unmasked
+    if curves.masked is not None:
+        columns["rlnFourierShellCorrelationMaskedMaps"] = curves.masked
+    if curves.randomised is not None:
+        columns["rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps"] = curves.randomised
+    return star.Block.table("fsc", columns)
+
+
+def _guinier_table(result: Sharpened) -> star.Block:
+    plot = result.guinier
+    steps = {
+        "rlnLogAmplitudesOriginal": plot.original,
+        "rlnLogAmplitudesMTFCorrected": plot.mtf_corrected,
+        "rlnLogAmplitudesWeighted": plot.weighted,
+        "rlnLogAmplitudesSharpened": plot.sharpened,
+    }
+    columns = {"rlnResolutionSquared": plot.inverse_d2} | {k: v for k, v in steps.items() if v is not None}
+    if result.fit is not None:
+        columns["rlnLogAmplitudesIntercept"] = np.full(len(plot.inverse_d2), result.fit.intercept)
+    return star.Block.table("guinier", columns)
+
+
+def _fsc_figure(curves: CorrectedFsc, shell: int, box: int, pixel_size: float) -> plots.Figure:
+    lines = {"unmasked": curves.unmasked}
+    if curves.masked is not None:
+        lines["masked"] = curves.masked
+    if curves.randomised is not None:
+        lines["phase-randomised, masked"] = curves.randomised
+        lines["corrected"] = curves.corrected
+    title = f"Final resolution {shell_to_resolution(shell, box, pixel_size):.2f} Å" if shell else "No resolution"
+    return plots.fsc(lines, box, pixel_size, shell, FSC_THRESHOLD, curves.randomise_from, title)
+
+
+def _guinier_figure(result: Sharpened, options: Options) -> plots.Figure:
+    plot = result.guinier
+    steps = {
+        "original": plot.original,
+        "MTF corrected": plot.mtf_corrected,
+        "FSC weighted": plot.weighted,
+        "sharpened": plot.sharpened,
+    }
+    lines = {label: values for label, values in steps.items() if values is not None}
+    fit = (result.fit.slope, result.fit.intercept) if result.fit else None
+    return plots.guinier(plot.inverse_d2, lines, fit, (options.autob_lowres, options.autob_highres), result.bfactor)

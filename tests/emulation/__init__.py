@@ -1,0 +1,1 @@
+"""CUDA C kernels and CuPy calls, executed on the CPU for tests."""
