@@ -6,12 +6,12 @@ import math
 
 import numpy as np
 from numba import njit, prange
-
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, exponential, sincos_turns
 from spa.kernels.loader import BLOCK, launch, raw_module, require
 
 N_COEFFICIENTS = 9
+DEFINES = (("N_COEFFICIENTS", str(N_COEFFICIENTS)),)
 _TURNS_PER_RADIAN = 0.5 / math.pi
 
 
@@ -61,7 +61,7 @@ def evaluate_ctf(coefficients: Array, kx: Array, ky: Array) -> Array:
     out = xp_of(kx).empty((n, n_pixels), np.float32)
     if is_device(kx):
         grid = (n, -(-n_pixels // BLOCK))
-        kernel = raw_module("ctf", (("N_COEFFICIENTS", str(N_COEFFICIENTS)),)).get_function("evaluate_ctf")
+        kernel = raw_module("ctf", DEFINES).get_function("evaluate_ctf")
         launch(kernel, grid, (coefficients, kx, ky, n_pixels, out))
     else:
         _ctf_cpu(coefficients, kx, ky, out)

@@ -12,7 +12,7 @@ f32 = np.float32
 # Infinities stay meaningful (log weights may be -inf); every other relaxation is harmless here.
 RELAXED = {"nnan", "nsz", "arcp", "contract", "reassoc"}
 
-# Taylor coefficients; |x| <= pi/2 for the first two and |x| <= ln(2)/2 for the third keep the rest below 1e-7.
+# Taylor coefficients: |x| <= pi/2 for sine and cosine, |x| <= ln(2)/2 for exp keep the rest below 1e-7.
 _S3, _S5, _S7, _S9, _S11 = (f32((-1) ** i / math.factorial(2 * i + 1)) for i in range(1, 6))
 _C2, _C4, _C6, _C8, _C10, _C12 = (f32((-1) ** i / math.factorial(2 * i)) for i in range(1, 7))
 _E3, _E4, _E5, _E6, _E7 = (f32(1 / math.factorial(i)) for i in range(3, 8))

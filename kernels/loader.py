@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-
 from spa.kernels import backend
 from spa.kernels.backend import Array, is_device
 
@@ -18,7 +17,7 @@ BLOCK = 256
 
 
 def source(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> str:
-    """CUDA C of kernels/STEM.cu behind its `#define` preamble; compiler messages name the file and its own lines."""
+    """CUDA C of kernels/STEM.cu behind its `#define` preamble; compiler messages name the file and line."""
     path = HERE / f"{stem}.cu"
     preamble = "".join(f"#define {name} {value}\n" for name, value in (("BLOCK", str(BLOCK)), *defines))
     return f'{preamble}#line 1 "{path.name}"\n{path.read_text()}'
@@ -46,9 +45,10 @@ def raw_module(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> Any:
 def launch(
     kernel: Any, grid: tuple[int, ...], arguments: tuple[Any, ...], block: int = BLOCK, shared_mem: int = 0
 ) -> None:
-    """Start `kernel` on `grid` blocks of `block` threads; Python ints are passed as 32-bit, arrays must be on the device.
+    """Start `kernel` on `grid` blocks of `block` threads; an empty grid does nothing.
 
-    Raises TypeError for a host array and ValueError for a grid beyond CUDA's limits; an empty grid does nothing.
+    Python ints and floats are passed as 32-bit numbers. Raises TypeError for an array in host memory and
+    ValueError for a grid beyond CUDA's limits.
     """
     for position, value in enumerate(arguments):
         if isinstance(value, np.ndarray) and value.ndim and not is_device(value):
@@ -64,7 +64,7 @@ def launch(
 
 
 def require(name: str, array: Array, dtype: Any, shape: tuple[int | None, ...], like: Array) -> None:
-    """Check one kernel argument: an array on the device of `like`, of this dtype and shape (None: any), C-contiguous.
+    """Check one kernel argument: on the device of `like`, of this dtype and shape (None: any), C-contiguous.
 
     Raises TypeError for the kind of array, its device or dtype; ValueError for shape and layout.
     """
@@ -74,7 +74,7 @@ def require(name: str, array: Array, dtype: Any, shape: tuple[int | None, ...], 
         raise TypeError(f"{name}: all arrays of one call must be on the same device")
     if array.dtype != dtype:
         raise TypeError(f"{name}: expected dtype {np.dtype(dtype)}, got {array.dtype}")
-    if array.ndim != len(shape) or any(want not in (None, got) for want, got in zip(shape, array.shape, strict=True)):
+    if array.ndim != len(shape) or any(n not in (None, m) for n, m in zip(shape, array.shape, strict=True)):
         wanted = ", ".join("any" if n is None else str(n) for n in shape)
         raise ValueError(f"{name}: expected shape ({wanted}), got {array.shape}")
     if not array.flags.c_contiguous:

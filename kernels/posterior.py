@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
-
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, exponential
 from spa.kernels.loader import launch, raw_module, require
@@ -17,6 +16,7 @@ BINS_PER_UNIT = 64
 _MAX_BINS = 12000
 _CHUNK = 16384
 _MAX_IMAGES = 2048
+DEFINES = ("CHUNK", str(_CHUNK)), ("BINS_PER_UNIT", str(BINS_PER_UNIT))
 
 
 class Posterior(NamedTuple):
@@ -66,17 +66,17 @@ def _count(segment, best, counts):  # type: ignore[no-untyped-def]
 
 @njit(nogil=True, fastmath=RELAXED)
 def _last_bin(counts, temperature, mass, max_candidates):  # type: ignore[no-untyped-def]
-    """The first bin up to which the counts hold `mass` of the tempered weight, lowered to the cap (bin 0 always stays)."""
+    """First bin up to which the counts hold `mass` of the tempered weight, lowered to the cap; at least 0."""
     total = 0.0
     for b in range(counts.size):
         if counts[b] > 0:
             total += counts[b] * math.exp(-temperature * max(b - 0.5, 0.0) / BINS_PER_UNIT)
     held, kept = 0.0, 0
     for b in range(counts.size):
+        kept += counts[b]
+        if b > 0 and 0 < max_candidates < kept:
+            return b - 1
         if counts[b] > 0:
-            kept += counts[b]
-            if b > 0 and 0 < max_candidates < kept:
-                return b - 1
             held += counts[b] * math.exp(-temperature * max(b - 0.5, 0.0) / BINS_PER_UNIT)
             if held >= mass * total:
                 return b
@@ -98,10 +98,11 @@ def _posterior_cpu(  # type: ignore[no-untyped-def]
         log_evidence[i] = top + math.log(_weigh(segment, top, weights[offsets[i] : offsets[i + 1]]))
         counts = np.zeros(n_bins, np.int64)
         _count(segment, top, counts)
-        threshold[i] = top - np.float32(_last_bin(counts, temperature, mass, max_candidates)) / np.float32(BINS_PER_UNIT)
+        last = _last_bin(counts, temperature, mass, max_candidates)
+        threshold[i] = top - np.float32(last) / np.float32(BINS_PER_UNIT)
 
 
-def _posterior_device(  # the four kernels of posterior.cu, on at most _MAX_IMAGES images at a time
+def _posterior_device(
     log_weight: Array,
     offsets: Array,
     cut: tuple[float, float, int],
@@ -109,9 +110,9 @@ def _posterior_device(  # the four kernels of posterior.cu, on at most _MAX_IMAG
     n_bins: int,
     result: Posterior,
 ) -> None:
+    """The four kernels of posterior.cu, on at most _MAX_IMAGES images (and their histograms) at a time."""
     xp = xp_of(log_weight)
-    defines = ("CHUNK", str(_CHUNK)), ("BINS_PER_UNIT", str(BINS_PER_UNIT))
-    module = raw_module("posterior", defines)
+    module = raw_module("posterior", DEFINES)
     maximum, accumulate, conclude, normalise = map(
         module.get_function, ("maximum", "accumulate", "conclude", "normalise")
     )
@@ -132,19 +133,21 @@ def _posterior_device(  # the four kernels of posterior.cu, on at most _MAX_IMAG
 
 
 def _n_bins(longest: int, mass: float, temperature: float) -> int:
-    """Bins after which even `longest` candidates hold no more than a tenth of the mass that may be left out."""
+    """Bins beyond which even `longest` candidates hold at most a tenth of the mass that may be left out."""
     reach = math.log(10 * max(longest, 1) / max(1 - mass, 1e-7)) / temperature
     return min(_MAX_BINS, math.ceil(BINS_PER_UNIT * reach) + 2)
 
 
-def posterior(log_weight: Array, offsets: Array, mass: float, temperature: float, max_candidates: int) -> Posterior:
+def posterior(
+    log_weight: Array, offsets: Array, mass: float, temperature: float, max_candidates: int
+) -> Posterior:
     """Normalised posterior of each image's candidates and the threshold of the significant ones.
 
     Parameters
     ----------
     log_weight : float32 (n,), log likelihood plus log prior; -inf marks an impossible candidate.
     offsets : int64 (n_images + 1,), the candidates of image i are offsets[i] to offsets[i + 1].
-    mass : share of the tempered weight exp(temperature * log_weight) that the kept candidates hold, in (0, 1].
+    mass : share of the tempered weight exp(temperature * log_weight) to be kept, in (0, 1].
     temperature : positive exponent; 1 is the posterior itself.
     max_candidates : largest number kept per image; 0 is no cap.
 
@@ -152,8 +155,8 @@ def posterior(log_weight: Array, offsets: Array, mass: float, temperature: float
     -------
     Posterior with
     weights : float32 (n,), untempered softmax per image (0 below exp(-87) of the best).
-    threshold : float32 (n_images,), keep {log_weight >= threshold}: the smallest such set that holds `mass`, to a
-        resolution of 1/64 in log weight; the cap drops whole bins of 1/64, but never the best (with its exact ties).
+    threshold : float32 (n_images,), keep {log_weight >= threshold}: the smallest such set that holds `mass`,
+        to a resolution of 1/64 in log weight; the cap drops whole bins of that width, never the best.
     log_evidence : float64 (n_images,), log of the sum of exp(log_weight).
     best : int64 (n_images,), index into `log_weight` of the image's first maximum.
     An image without a possible candidate has threshold +inf, log_evidence -inf, best -1.

@@ -1,10 +1,9 @@
-"""Squared differences between shifted images and reference slices, and the weighted sums of the maximisation step."""
+"""Squared differences between shifted images and slices, and the weighted sums of the maximisation step."""
 
 from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange
-
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, sincos_turns
 from spa.kernels.loader import BLOCK, launch, raw_module, require
@@ -41,7 +40,8 @@ def _shifted_rows(image, kx, ky, shifts, used, slot):  # type: ignore[no-untyped
 def _norm(weights, reference):  # type: ignore[no-untyped-def]
     total = np.float32(0)
     for k in range(weights.size):
-        total += weights[k] * (reference[2 * k] * reference[2 * k] + reference[2 * k + 1] * reference[2 * k + 1])
+        real, imag = reference[2 * k], reference[2 * k + 1]
+        total += weights[k] * (real * real + imag * imag)
     return np.float32(0.5) * total
 
 
@@ -67,7 +67,18 @@ def _dots4(reference, row0, row1, row2, row3, out):  # type: ignore[no-untyped-d
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
 def _squared_difference_cpu(  # type: ignore[no-untyped-def]
-    images, weights, slices, kx, ky, shifts, image_offsets, group_slice, group_offsets, candidate_shift, cross, norm
+    images,
+    weights,
+    slices,
+    kx,
+    ky,
+    shifts,
+    image_offsets,
+    group_slice,
+    group_offsets,
+    candidate_shift,
+    cross,
+    norm,
 ):
     for i in prange(images.shape[0]):
         first, last = image_offsets[i], image_offsets[i + 1]
@@ -138,7 +149,9 @@ def _check(images: Array, weights: Array, kx: Array, ky: Array, shifts: Array) -
     require("shifts", shifts, np.float32, (None, 2), images)
 
 
-def _check_candidates(images: Array, image_offsets: Array, group_offsets: Array, candidate_shift: Array) -> None:
+def _check_candidates(
+    images: Array, image_offsets: Array, group_offsets: Array, candidate_shift: Array
+) -> None:
     require("image_offsets", image_offsets, np.int64, (images.shape[0] + 1,), images)
     require("group_offsets", group_offsets, np.int64, (None,), images)
     require("candidate_shift", candidate_shift, np.int32, (None,), images)
@@ -165,7 +178,7 @@ def squared_difference(
     candidate_shift: Array,
     box_size: int,
 ) -> tuple[Array, Array]:
-    """Cross and norm terms of the squared difference for a sparse list of candidates; LL = cross - norm + const.
+    """Cross and norm terms of the squared difference of listed candidates: LL = cross - norm + constant.
 
     A group is one (image, orientation) with its list of shifts; groups are sorted by image.
 
@@ -184,7 +197,8 @@ def squared_difference(
 
     Returns
     -------
-    cross : float32 (n_candidates,), sum_k Re(conj(P) image exp(-2 pi i k.shift / box)): content moved by +shift.
+    cross : float32 (n_candidates,), sum_k Re(conj(P) image exp(-2 pi i k.shift / box)), the content of the
+        image moved by +shift.
     norm : float32 (n_groups,), 1/2 sum_k weights |P|^2.
 
     Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
@@ -203,12 +217,25 @@ def squared_difference(
     turns = shifts / np.float32(box_size)
     if is_device(images):
         owner = _image_of_group(image_offsets, n_groups)
-        arguments = (images, weights, slices, kx, ky, turns, owner, group_slice, group_offsets, candidate_shift)
+        arguments = (
+            images,
+            weights,
+            slices,
+            kx,
+            ky,
+            turns,
+            owner,
+            group_slice,
+            group_offsets,
+            candidate_shift,
+        )
         kernel = raw_module("scoring").get_function("squared_difference")
         launch(kernel, (n_groups,), (*arguments, n_pixels, cross, norm))
     else:
         parts = images.view(np.float32), weights, slices.view(np.float32), kx, ky, turns
-        _squared_difference_cpu(*parts, image_offsets, group_slice, group_offsets, candidate_shift, cross, norm)
+        _squared_difference_cpu(
+            *parts, image_offsets, group_slice, group_offsets, candidate_shift, cross, norm
+        )
     return cross, norm
 
 
@@ -234,7 +261,7 @@ def weighted_images(
 
     Returns
     -------
-    values : complex64 (n_groups, n_pixels), sum over the group of posterior * image * exp(-2 pi i k.shift / box).
+    values : complex64 (n_groups, n_pixels), sums of posterior * image * exp(-2 pi i k.shift / box).
     group_weights : float32 (n_groups, n_pixels), (sum of posterior) * weights of the group's image.
 
     Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
@@ -249,7 +276,18 @@ def weighted_images(
     turns = shifts / np.float32(box_size)
     if is_device(images):
         owner = _image_of_group(image_offsets, n_groups)
-        arguments = (images, weights, kx, ky, turns, owner, group_offsets, candidate_shift, posterior, n_pixels)
+        arguments = (
+            images,
+            weights,
+            kx,
+            ky,
+            turns,
+            owner,
+            group_offsets,
+            candidate_shift,
+            posterior,
+            n_pixels,
+        )
         kernel = raw_module("scoring").get_function("weighted_images")
         launch(kernel, (n_groups, -(-n_pixels // BLOCK)), (*arguments, values, group_weights))
     else:

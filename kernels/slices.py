@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 from numba import get_num_threads, njit, prange
-
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED
 from spa.kernels.loader import BLOCK, launch, raw_module, require
@@ -14,13 +13,13 @@ _SAMPLE = 37
 
 
 def half_radius(padding: int, kmax: int) -> int:
-    """Radius R (padded voxels) of a half volume that serves every rotated pixel of radius below kmax + 1/2."""
+    """Radius R (padded voxels) of a half volume that serves every pixel of radius below kmax + 1/2."""
     return padding * kmax + 2 * padding
 
 
 @njit(inline="always")
 def _locate(kx, ky, rotation, shape, sign, fraction, corner):  # type: ignore[no-untyped-def]
-    """Per pixel of a tile: sign of conjugation (0: outside), position in its cell (x, y, z), lower corner (flat index).
+    """Per pixel of a tile: sign (-1: conjugate, 0: outside), position in its cell, lower corner (flat index).
 
     Indices are unsigned, since Numba tests signed ones for negative values on every access.
     """
@@ -37,9 +36,11 @@ def _locate(kx, ky, rotation, shape, sign, fraction, corner):  # type: ignore[no
         s = -inside if x < 0 else inside
         sign[k] = s
         x, y, z = x * s, y * s + origin, z * s + origin_z
-        i, j, l = np.int32(x), np.int32(y), np.int32(z)
-        fraction[0, k], fraction[1, k], fraction[2, k] = x - np.float32(i), y - np.float32(j), z - np.float32(l)
-        corner[k] = (l * m + j) * width + i
+        i, j, h = np.int32(x), np.int32(y), np.int32(z)
+        fraction[0, k] = x - np.float32(i)
+        fraction[1, k] = y - np.float32(j)
+        fraction[2, k] = z - np.float32(h)
+        corner[k] = (h * m + j) * width + i
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
@@ -75,7 +76,7 @@ def _extract_cpu(references, shape, classes, rotations, kx, ky, out):  # type: i
 
 @njit(cache=True, nogil=True, fastmath=RELAXED)
 def _slab_edges(n_slabs, n_rows, axis, rotations, kx, ky, r):  # type: ignore[no-untyped-def]
-    """Rows (z, or y in 2D) cut so that the slabs receive about equal numbers of pixels, from a sample of them."""
+    """Rows (z, or y in 2D) cut so that slabs receive about equal numbers of pixels, judged by a sample."""
     counts = np.ones(n_rows, np.int64)
     for n in range(rotations.shape[0]):
         for k in range(n % _SAMPLE, kx.size, _SAMPLE):
@@ -163,7 +164,9 @@ def _scaled(rotations: Array, padding: int, ndim: int) -> Array:
     return scaled
 
 
-def extract_slices(references: Array, classes: Array, rotations: Array, kx: Array, ky: Array, padding: int) -> Array:
+def extract_slices(
+    references: Array, classes: Array, rotations: Array, kx: Array, ky: Array, padding: int
+) -> Array:
     """Central slices P of half transforms: n slices at n_pixels Fourier pixels.
 
     Parameters
@@ -184,7 +187,8 @@ def extract_slices(references: Array, classes: Array, rotations: Array, kx: Arra
 
     Notes
     -----
-    Central slice theorem with linear interpolation in the Hermitian half x >= 0 (Scheres 2012, J Struct Biol 180:519).
+    Central slice theorem with linear interpolation in the Hermitian half x >= 0 (Scheres 2012, J Struct Biol
+    180:519).
     """
     shape = _check(references, classes, rotations, kx, ky)
     n, n_pixels = classes.shape[0], kx.shape[0]
@@ -224,8 +228,8 @@ def insert_slices(
 
     Notes
     -----
-    A point in the half x < 0 enters as its conjugate at -k; the plane x = 0 is left without its Friedel mates. The
-    CPU result does not depend on the number of threads (each owns rows of the volume); on a GPU the order of the
+    A point in the half x < 0 enters as its conjugate at -k; the plane x = 0 lacks its Friedel mates. The CPU
+    result does not depend on the number of threads (each owns rows of the volume); on a GPU the order of the
     atomic additions varies.
     """
     shape = _check(data, classes, rotations, kx, ky)

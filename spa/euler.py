@@ -32,7 +32,7 @@ def angles(matrices: ArrayLike) -> NDArray[np.float64]:
     up = np.sign(a[:, 2, 2])
     rot = np.where(pole, 0.0, np.arctan2(a[:, 2, 1], a[:, 2, 0]))
     psi = np.where(pole, np.arctan2(-up * a[:, 1, 0], up * a[:, 0, 0]), np.arctan2(a[:, 1, 2], -a[:, 0, 2]))
-    return np.degrees(np.stack([rot, np.arctan2(sin_tilt, a[:, 2, 2]), psi], axis=-1))
+    return np.asarray(np.degrees(np.stack([rot, np.arctan2(sin_tilt, a[:, 2, 2]), psi], axis=-1)))
 
 
 def angular_distance(a: ArrayLike, b: ArrayLike, operators: ArrayLike | None = None) -> NDArray[np.float64]:

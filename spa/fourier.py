@@ -211,8 +211,9 @@ def _half_lines(a: Array, padded: int, r: int) -> Array:
     lines = xp.zeros((*a.shape[:-1], padded), dtype=np.float32)
     lines[..., : box // 2], lines[..., padded - box // 2 :] = a[..., box // 2 :], a[..., : box // 2]
     ft = fft_of(a).rfft(lines, axis=-1, **fft_workers(a))
+    # past Nyquist the transform of a real line repeats as its mirrored conjugate
     beyond = padded - np.arange(padded // 2 + 1, r + 2)
-    return xp.concatenate([ft[..., : r + 2], xp.conj(ft[..., beyond])], axis=-1)
+    return xp.concatenate([ft[..., : r + 2], xp.conj(ft[..., xp.asarray(beyond)])], axis=-1)
 
 
 def _padded_transform(a: Array, padded: int, frequency: NDArray[np.int64], axis: int) -> Array:

@@ -1,4 +1,4 @@
-"""Fourier shell correlation between two maps: plain, masked, and corrected for the mask by phase randomisation."""
+"""Fourier shell correlation of two maps: plain, masked, and corrected for the mask by phase randomisation."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class CorrectedFsc:
 
     @property
     def final(self) -> Array:
-        """The curve that gives the resolution: `corrected`, or `unmasked` where that reaches further (as RELION)."""
+        """The curve of the resolution: `corrected`, or `unmasked` where that reaches further (as RELION)."""
         return self.unmasked if self.mask_hurts else self.corrected
 
     @property
@@ -123,12 +123,12 @@ def corrected_fsc(
     randomised = fsc(phase_randomise(half1, start, rng), phase_randomise(half2, start, rng), mask)
     corrected = masked.copy()
     tail = slice(start + _SETTLED_SHELLS, None)
-    corrected[tail] = (masked[tail] - randomised[tail]) / np.maximum(1 - randomised[tail], np.finfo(float).eps)
+    corrected[tail] = (masked[tail] - randomised[tail]) / np.maximum(1 - randomised[tail], 1e-9)
     return CorrectedFsc(unmasked, masked, randomised, corrected, start)
 
 
 def resolution_shell(curve: Array, threshold: float = FSC_THRESHOLD) -> int:
-    """The last shell before the curve first falls below `threshold`; 0 if the first shell is below it already.
+    """The last shell before the curve first falls below `threshold`; 0 if the first shell is below it.
 
     The origin is not looked at. Beyond the first crossing nothing counts, however high the curve rises again.
     """
@@ -150,26 +150,28 @@ def doubts(curves: CorrectedFsc, pixel_size: float) -> list[str]:
         found.append(f"no resolution: the FSC is below {FSC_THRESHOLD} from the first shell on")
     if shell == last:
         found.append(
-            f"the FSC is {final[last]:.2f} at the highest frequency, {2 * pixel_size:.2f} A: the pixel size limits "
-            "the resolution"
+            f"the FSC is {final[last]:.2f} at the highest frequency, {2 * pixel_size:.2f} A: "
+            "the pixel size limits the resolution"
         )
     tail = float(curves.unmasked[-max(3, last // 10) :].mean())
     if shell < last and tail > _HIGH_TAIL:
         found.append(
-            f"the unmasked FSC stays at {tail:.2f} to the highest frequencies: the halves share something other than "
-            "signal (duplicate particles, a mask, refinement against one reference)"
+            f"the unmasked FSC stays at {tail:.2f} to the highest frequencies: the halves share something "
+            "other than signal (duplicate particles, a mask, refinement against one reference)"
         )
     if curves.masked is not None and curves.randomised is None:
-        found.append("the unmasked FSC never falls low enough to randomise phases: the masked FSC is not corrected")
+        found.append(
+            "the unmasked FSC never falls low enough to randomise phases: the masked FSC is not corrected"
+        )
     if curves.mask_hurts:
         found.append(
-            "the unmasked FSC reaches further than the one corrected for the mask, which cuts into the particle or is "
-            "too tight: the resolution is that of the unmasked maps"
+            "the unmasked FSC reaches further than the one corrected for the mask, which cuts into the "
+            "particle or is too tight: the resolution is that of the unmasked maps"
         )
     elif curves.randomised is not None and shell > 0 and curves.randomised[shell] > _HIGH_RANDOMISED:
         found.append(
-            f"the mask correlates the half maps (FSC {curves.randomised[shell]:.2f} with random phases at the "
-            "resolution): use a softer, wider one"
+            f"the mask correlates the half maps (FSC {curves.randomised[shell]:.2f} with random phases at "
+            "the resolution): use a softer, wider one"
         )
     return found
 

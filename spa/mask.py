@@ -18,7 +18,7 @@ _KEPT_ISLANDS = 0.1  # of the volume of the largest
 
 
 def soft_sphere(box: int, radius: float, edge: float, ndim: int = 3, xp: ModuleType = np) -> Array:
-    """A sphere (ndim 3) or disc (ndim 2) that falls from 1 at `radius` to 0 at `radius + edge`, both in pixels.
+    """A sphere (ndim 3) or disc (ndim 2) that falls from 1 at `radius` to 0 at `radius + edge` pixels.
 
     Returns float32 (box,) * ndim, centre at index box // 2, made by the array module `xp`; raised-cosine
     edge.
@@ -73,7 +73,7 @@ def largest_pieces(binary: Array, fraction: float = _KEPT_ISLANDS) -> Array:
 
 
 def soft_mask(volume: Array, threshold: float, extend: float, edge: float) -> Array:
-    """Mask of the density at or above `threshold`, extended and given a soft edge, as relion_mask_create makes it.
+    """Mask of the density at or above `threshold`, extended, with a soft edge, as by relion_mask_create.
 
     Parameters
     ----------

@@ -47,12 +47,9 @@ def symmetrise(data: Array, weight: Array, operators: ArrayLike) -> tuple[Array,
     group = np.ascontiguousarray(operators, dtype=np.float64)
     if len(group) == 1:
         return data, weight
-    completed = []
-    for half in (data, weight):
-        whole = half.copy()
-        whole[..., 0] = _completed_plane(half)
-        completed.append(whole)
-    data_sum, weight_sum = symmetrise_half_volumes(*completed, xp_of(data).asarray(group))
+    data_sum, weight_sum = symmetrise_half_volumes(
+        _completed(data), _completed(weight), xp_of(data).asarray(group)
+    )
     data_sum[..., 0] /= 2
     weight_sum[..., 0] /= 2
     return data_sum, weight_sum
@@ -98,10 +95,18 @@ def solve(
         numerator[..., 0], denominator[..., 0] = data_plane[planes], weight_plane[planes]
         shell = xp.minimum(xp.rint(xp.sqrt(squared) / padding), len(means) - 1).astype(np.int32)
         denominator = xp.maximum(denominator + prior[shell], floor[shell])
-        quotient[planes] = xp.where(squared <= cut * cut, numerator / denominator, 0)
+        # times the reciprocal: a complex number over infinity is not a number on every device
+        quotient[planes] = numerator * xp.where(squared <= cut * cut, 1 / denominator, 0)
     volume = from_half_transform(quotient, padding, box)
     volume /= gridding_correction(box, padding, volume)
     return volume
+
+
+def _completed(half: Array) -> Array:
+    """A copy of a half transform whose plane x = 0 is complete."""
+    whole = half.copy()
+    whole[..., 0] = _completed_plane(half)
+    return whole
 
 
 def _completed_plane(half: Array) -> Array:

@@ -1,4 +1,4 @@
-"""Sharpening: detector MTF, FSC weighting, Guinier plot and B-factor, in the order RELION's postprocessing has them."""
+"""Sharpening: detector MTF, FSC weighting, Guinier plot and B-factor, in the order of relion_postprocess."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Mtf:
 
 @dataclass(frozen=True)
 class GuinierFit:
-    """Straight line through a Guinier plot, ln(amplitude) = slope / d² + intercept, and its squared correlation."""
+    """Line through a Guinier plot, ln(amplitude) = slope / d² + intercept, and its squared correlation."""
 
     slope: float
     intercept: float
@@ -81,7 +81,7 @@ def detector_mtf(inverse_pixels: Array, values: Array, pixel_size: float) -> Mtf
 
 
 def fsc_weight(curve: Array) -> Array:
-    """Amplitude weight of each shell, sqrt(2 FSC / (1 + FSC)), zero from the first shell with FSC < 0.0001 on.
+    """Amplitude weight of each shell, sqrt(2 FSC / (1 + FSC)), zero from the first FSC < 0.0001 on.
 
     float64 (n,) in and out; the origin counts as 1 when the curve is not positive there (a map of mean zero).
 
@@ -98,7 +98,7 @@ def fsc_weight(curve: Array) -> Array:
 
 
 def guinier_plot(ft: Array) -> Array:
-    """ln of the mean amplitude of each shell of a transform (box, box, box // 2 + 1), float64 NumPy (box // 2 + 1)."""
+    """ln of the mean amplitude per shell, float64 (box // 2 + 1), of a transform in rfft layout."""
     xp, box = xp_of(ft), ft.shape[0]
     shells = xp.asarray(rfft_shells(box, ft.ndim)).ravel()
     total = to_host(xp.bincount(shells, weights=abs(ft).ravel().astype(np.float64)))[: box // 2 + 1]
@@ -107,7 +107,7 @@ def guinier_plot(ft: Array) -> Array:
 
 
 def fit_guinier(inverse_d2: Array, log_amplitude: Array, lowres: float, highres: float) -> GuinierFit | None:
-    """Least-squares line through a Guinier plot from `lowres` to `highres` Å (0: as far as there is amplitude).
+    """Least-squares line through a Guinier plot from `lowres` to `highres` Å (0: to the last amplitude).
 
     Returns None where fewer than three shells lie between.
 

@@ -24,7 +24,7 @@ from spa.em.maximisation import (
 )
 from spa.em.schedule import RESOLUTION_MARGIN, Schedule, particle_radius
 from spa.em.settings import RefinementOptions, Search
-from spa.em.state import Batch, FloatArray, Poses, State, Sums
+from spa.em.state import Batch, FloatArray, State, Sums
 from spa.euler import angular_distance
 from spa.fourier import reference_transform
 from spa.fsc import resolution_shell, shell_to_resolution
@@ -96,7 +96,8 @@ class Engine:
         )
         available = device_memory(self.device) or host_memory()
         self.memory = int(options.mem * 2**30) or available // 2
-        self.poses = Poses.unknown(inputs.n_particles, inputs.n_groups)
+        self.poses = inputs.first_poses()
+        self.final_map = inputs.reference
         self.group_scale = np.ones((n_halves, inputs.n_groups))
         self.fit_scale = False
 
@@ -125,9 +126,25 @@ class Engine:
         while not self.schedule.progress.finished:
             state, done = self._iterate(state)
             self._report(state, done)
-            if self.schedule.progress.finished:
-                output.write_final(self.job.rootname, self.inputs, self.options, state, self.poses, done.maps, self.schedule)
+            if done.maps.joined is not None and done.maps.unfiltered is not None:
+                self._finish(state, done.maps.unfiltered, done.maps.joined)
         return state
+
+    def _finish(self, state: State, unfiltered: FloatArray, joined: FloatArray) -> None:
+        if self.options.flatten_solvent:
+            joined = joined * self._solvent_mask()
+        self.final_map = joined[0]
+        output.write_final(
+            self.job.rootname,
+            self.inputs,
+            self.options,
+            state,
+            self.poses,
+            self.group_scale,
+            unfiltered,
+            joined,
+            self.schedule,
+        )
 
     def _first_state(self) -> State:
         """Noise from the images, maps from the reference."""
@@ -219,7 +236,9 @@ class Engine:
         state = self._next_state(state, sums, maps, step)
         self.schedule.advance(state, median_angle)
         done = Iteration(step, maps, median_angle, median_offset, time.perf_counter() - start, candidates)
-        output.write_iteration(self.job.rootname, self.inputs, self.options, state, self.poses, self.schedule)
+        output.write_iteration(
+            self.job.rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule
+        )
         self.job.resume_from = output.optimiser_path(self.job.rootname, state.iteration)
         return state, done
 
@@ -276,12 +295,22 @@ class Engine:
         indices = np.concatenate([i for i, _ in updates])
         new = {
             name: np.concatenate([getattr(e, name) for _, e in updates])
-            for name in ("rotations", "origins", "pmax", "log_likelihood", "nr_significant", "noise_ratio", "class_number")
+            for name in (
+                "rotations",
+                "origins",
+                "pmax",
+                "log_likelihood",
+                "nr_significant",
+                "noise_ratio",
+                "class_number",
+            )
         }
         poses = self.poses
         angle, offset = 180.0, float("nan")
         if poses.known[indices].all():
-            angle = float(np.median(angular_distance(poses.rotations[indices], new["rotations"], self.schedule.operators)))
+            angle = float(
+                np.median(angular_distance(poses.rotations[indices], new["rotations"], self.schedule.operators))
+            )
             moved = np.linalg.norm(poses.origins[indices] - new["origins"], axis=1)
             offset = float(np.median(moved)) * self.pixel_size
         if self.options.norm:
@@ -342,13 +371,14 @@ class Engine:
     def _report(self, state: State, done: Iteration) -> None:
         """The line of an iteration."""
         resolution = shell_to_resolution(state.resolution_shell, self.box, self.pixel_size)
-        last = done.step.levels[-1]
+        last, px = done.step.levels[-1], self.pixel_size
         kind = "local" if done.step.local else "global"
         moved = "" if np.isnan(done.median_offset) else f", moved {done.median_angle:.2f}° {done.median_offset:.2f} Å"
         self.job.say(
-            f"iteration {state.iteration}: resolution {resolution:.2f} Å, {kind} search to {healpix.angular_step(last.order):.2f}° "
-            f"and {last.offset_step * self.pixel_size:.2f} Å, current size {2 * done.step.kmax}{moved}, "
-            f"accuracy {state.accuracy_rotations:.2f}° {state.accuracy_offsets * self.pixel_size:.2f} Å, "
+            f"iteration {state.iteration}: resolution {resolution:.2f} Å, {kind} search to "
+            f"{healpix.angular_step(last.order):.2f}° {last.offset_step * px:.2f} Å, "
+            f"current size {2 * done.step.kmax}{moved}, "
+            f"accuracy {state.accuracy_rotations:.2f}° {state.accuracy_offsets * px:.2f} Å, "
             f"Pmax {state.ave_pmax:.2f}, {done.candidates:.0f} poses/particle, {done.seconds:.1f} s"
         )
 
@@ -357,5 +387,3 @@ def _uniform(seed: int, iteration: int, indices: np.ndarray[Any, np.dtype[np.int
     """One number in [0, 1) per particle that depends on seed, iteration and particle only."""
     table = np.random.default_rng((seed, iteration, 2)).random(int(indices.max()) + 1)
     return np.asarray(table[indices])
-
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
@@ -90,9 +91,7 @@ def offset_log_prior(batch: Batch, offsets: Array, sigma: float) -> Array:
     return (-(total**2).sum(-1) / (2 * max(sigma, 0.5) ** 2)).astype(np.float32)
 
 
-def score(
-    batch: Batch, reference: Reference, level: Level, candidates: Candidates, step: Step, memory: int
-) -> Array:
+def score(batch: Batch, reference: Reference, level: Level, candidates: Candidates, step: Step, memory: int) -> Array:
     """Log weights (log-likelihood + log priors), float32, of a ragged list of candidates.
 
     Parameters
@@ -110,12 +109,17 @@ def score(
     prior = offset_log_prior(batch, offsets, step.offset_sigma)
     result = xp.empty(len(candidates.shift), np.float32)
     bounds = _runs(candidates.image_offsets, max(1, memory // (8 * n)))
-    for start, stop in zip(bounds[:-1], bounds[1:], strict=True):
+    for start, stop in itertools.pairwise(bounds):
         part = image_slice(candidates, start, stop)
         unique, slot = xp.unique(part.orientation, return_inverse=True)
         classes = level.classes(unique)
         slices = extract_slices(
-            reference.transform, classes, level.rotations(unique), batch.kx[:n], batch.ky[:n], reference.padding
+            reference.transform,
+            classes,
+            level.rotations(unique),
+            batch.kx[:n],
+            batch.ky[:n],
+            reference.padding,
         )
         cross, norm = squared_difference(
             images[start:stop],
@@ -169,9 +173,7 @@ class Descent:
             if depth == len(levels) - 1:
                 break
             tempered = search.temperature if depth <= 1 else 1.0
-            chosen = posterior(
-                log_weight, survivors.candidate_offsets, search.mass, tempered, search.level_cap
-            )
+            chosen = posterior(log_weight, survivors.candidate_offsets, search.mass, tempered, search.level_cap)
             image = segment_index(survivors.candidate_offsets, len(log_weight))
             survivors = keep(survivors, log_weight >= chosen.threshold[image])
         final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, 0)
@@ -179,9 +181,7 @@ class Descent:
 
     def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
         s = self.search
-        return neighbourhood(
-            self.step.levels[0], rotations, s.local_directions, s.local_psi, s.local_offset_radius
-        )
+        return neighbourhood(self.step.levels[0], rotations, s.local_directions, s.local_psi, s.local_offset_radius)
 
     def _dense_survivors(self, batch: Batch) -> Candidates:
         """Score every orientation and shift of the first level and keep what a finer level may still choose."""

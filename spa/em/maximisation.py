@@ -301,10 +301,7 @@ def reconstruct_halves(
         inverse = weights * noise_to_signal
         joined_inverse = weights.mean(0) * noise_to_signal
     regularised = np.array(
-        [
-            [_solve(h, c, box, padding, kmax, inverse[i, c]) for c in range(n_classes)]
-            for i, h in enumerate(sums)
-        ],
+        [[_solve(h, c, box, padding, kmax, inverse[i, c]) for c in range(n_classes)] for i, h in enumerate(sums)],
         dtype=np.float32,
     )
     joined = None

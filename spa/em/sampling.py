@@ -74,7 +74,12 @@ class Level:
 
 
 def make_level(
-    order: int, offset_step: float, n_offsets: int, kmax: int, perturbation: np.ndarray[Any, Any], base_order: int
+    order: int,
+    offset_step: float,
+    n_offsets: int,
+    kmax: int,
+    perturbation: np.ndarray[Any, Any],
+    base_order: int,
 ) -> Level:
     """Make the grid of one level.
 

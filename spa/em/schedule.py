@@ -170,7 +170,7 @@ class Schedule:
         last = self.progress.order
         dense_kmax = self._level_kmax(self.search.dense_order, kmax)
         coarse = min(self.options.offset_step, self.search.offset_phase * self.box / dense_kmax)
-        step = float(np.clip(state.accuracy_offsets, coarse / 8, coarse / 4))
+        step = float(np.clip(state.accuracy_offsets / 2, coarse / 8, coarse / 4))
         count = 2 * self.search.local_offset_radius + 1
         return [
             make_level(last - 1, step, count, self._level_kmax(last - 1, kmax), perturbation, last - 1),

@@ -40,7 +40,9 @@ class RefinementOptions(CommonOptions):
         False, help="mask the references with a soft sphere of --particle_diameter", group="Optimisation"
     )
     zero_mask: bool = option(
-        False, help="mask the images with zeros outside --particle_diameter when scoring", group="Optimisation"
+        False,
+        help="mask the images with zeros outside --particle_diameter when scoring",
+        group="Optimisation",
     )
     solvent_mask: str | None = option(
         None,
@@ -50,9 +52,7 @@ class RefinementOptions(CommonOptions):
     )
     norm: bool = option(False, help="correct each image's noise level", group="Optimisation")
     scale: bool = option(False, help="correct the signal's intensity per micrograph", group="Optimisation")
-    tau2_fudge: float = option(
-        1.0, help="regularisation parameter T", group="Optimisation", bounds=(1e-3, 100.0)
-    )
+    tau2_fudge: float = option(1.0, help="regularisation parameter T", group="Optimisation", bounds=(1e-3, 100.0))
     pad: int = option(2, help="padding factor of the Fourier transforms", group="Optimisation", bounds=(1, 3))
     healpix_order: int = option(
         2,
@@ -60,11 +60,13 @@ class RefinementOptions(CommonOptions):
         group="Sampling",
         bounds=(0, 7),
     )
-    oversampling: int = option(
-        1, help="levels of oversampling below --healpix_order", group="Sampling", bounds=(1, 3)
-    )
+    oversampling: int = option(1, help="levels of oversampling below --healpix_order", group="Sampling", bounds=(1, 3))
     offset_range: float = option(
-        6.0, help="search range of the shifts around the last one", unit="px", group="Sampling", bounds=(0.0, 200.0)
+        6.0,
+        help="search range of the shifts around the last one",
+        unit="px",
+        group="Sampling",
+        bounds=(0.0, 200.0),
     )
     offset_step: float = option(
         2.0,
@@ -74,7 +76,11 @@ class RefinementOptions(CommonOptions):
         bounds=(0.05, 50.0),
     )
     mem: float = option(
-        0.0, help="memory budget (0: half of what is free)", unit="GiB", group="Compute", bounds=(0.0, 10000.0)
+        0.0,
+        help="memory budget (0: half of what is free)",
+        unit="GiB",
+        group="Compute",
+        bounds=(0.0, 10000.0),
     )
 
 

@@ -72,7 +72,6 @@ class Poses:
         rlnLogLikeliContribution, rlnNrOfSignificantSamples.
     norm : float64 (n,) noise level by which the image is divided, mean one over the set.
     class_number : int32 (n,), from zero.
-    group_scale : float64 (n_groups,) signal intensity of each micrograph group.
     """
 
     rotations: FloatArray
@@ -83,10 +82,9 @@ class Poses:
     nr_significant: np.ndarray[Any, np.dtype[np.int64]]
     norm: FloatArray
     class_number: np.ndarray[Any, np.dtype[np.int32]]
-    group_scale: FloatArray
 
     @classmethod
-    def unknown(cls, n: int, n_groups: int) -> Poses:
+    def unknown(cls, n: int) -> Poses:
         """Poses of `n` particles before anything is known about them."""
         return cls(
             rotations=np.tile(np.eye(3), (n, 1, 1)),
@@ -97,7 +95,6 @@ class Poses:
             nr_significant=np.zeros(n, np.int64),
             norm=np.ones(n),
             class_number=np.zeros(n, np.int32),
-            group_scale=np.ones(n_groups),
         )
 
 

@@ -14,9 +14,9 @@ from spa.io.files import write_text
 def write_fsc_xml(
     path: str | os.PathLike[str], curve: NDArray[np.float64], box: int, pixel_size: float, title: str
 ) -> None:
-    """Write an FSC curve, one value per Fourier shell of a box of `box` pixels of `pixel_size` Å, whole or not at all.
+    """Write an FSC curve, one value per Fourier shell of `box` pixels of `pixel_size` Å.
 
-    Raises InputError if the file cannot be written.
+    The file appears whole or not at all. Raises InputError if the file cannot be written.
     """
     lines = [f'<fsc title={quoteattr(title)} xaxis="Resolution (A-1)" yaxis="Correlation Coefficient">']
     for shell, value in enumerate(curve):

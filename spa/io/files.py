@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from spa.errors import InputError
@@ -38,7 +38,8 @@ def whole_file(path: str | os.PathLike[str]) -> Iterator[Path]:
             raise
         raise InputError(f"{path}: cannot be written: {error.strerror or error}") from error
     finally:
-        temporary.unlink(missing_ok=True)
+        with suppress(OSError):  # a folder that could not be written holds nothing to remove
+            temporary.unlink(missing_ok=True)
 
 
 def write_whole(path: str | os.PathLike[str], writer: Callable[[Path], object]) -> None:

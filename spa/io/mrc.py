@@ -6,8 +6,10 @@ Arrays are (z, y, x) for volumes and (n, y, x) for stacks, x fastest in the file
 from __future__ import annotations
 
 import gzip
+import math
 import os
 import warnings
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -54,7 +56,7 @@ def info(path: str | os.PathLike[str]) -> MrcInfo:
         Missing, empty or too short a file; a header that is not MRC; a mode that is not 0, 1, 2, 6 or 12;
         data that are truncated or followed by bytes the header does not know of.
     """
-    path = existing_file(path, "MRC file")
+    path = existing_file(path, "map or stack")
     with _opened(path) as handle:
         raw = handle.read(HEADER)
         size = handle.seek(0, os.SEEK_END)
@@ -169,6 +171,7 @@ class StackWriter:
                 f"{self.path}: {images.shape} after {self.n_written} images does not fit {shape}"
             )
         self._file.data[self.n_written : stop] = images
+        images = self._file.data[self.n_written : stop].astype(np.float32)  # as rounded for the file
         self._sums += images.sum(dtype=np.float64), np.square(images, dtype=np.float64).sum()
         self._range = (min(self._range[0], float(images.min())), max(self._range[1], float(images.max())))
         self.n_written = stop
@@ -273,26 +276,25 @@ def _opened(path: Path) -> Iterator[Any]:
     try:
         with gzip.open(path) if path.suffix == ".gz" else open(path, "rb") as handle:
             yield handle
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InputError(f"{path}: cannot be read: {error}") from error
 
 
 def _header(path: Path, raw: bytes) -> Any:
-    """The header as a mrcfile record, in whichever byte order makes sense of it."""
+    """The header as a mrcfile record, in the byte order in which its axes and mode make sense."""
     for order in "<>":
         header = np.frombuffer(raw, dtype=mrcfile.dtypes.HEADER_DTYPE.newbyteorder(order))[0]
-        if header["map"][:3] == b"MAP" and 0 <= int(header["mode"]) < 128:
-            return header
         axes = sorted(int(header[axis]) for axis in ("mapc", "mapr", "maps"))
-        if (
-            axes == [1, 2, 3] and 0 <= int(header["mode"]) < 128
-        ):  # written before the map stamp was the custom
+        # Some programs leave the axes zero; the stamp alone must do then.
+        if (axes == [1, 2, 3] or (axes == [0, 0, 0] and header["map"][:3] == b"MAP")) and (
+            0 <= int(header["mode"]) < 128
+        ):
             return header
-    raise InputError(f"{path}: expected an MRC file, found no 'MAP' stamp in its header")
+    raise InputError(f"{path}: expected an MRC file, found a header whose axes and mode make no sense")
 
 
 def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset: int, size: int) -> None:
-    expected = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
+    expected = math.prod(shape) * dtype.itemsize
     promised = f"{_size(shape)} {dtype.name} ({expected:,} bytes of data)"
     promise = f"header promises {promised}, file has {size - offset:,}"
     if size - offset < expected:

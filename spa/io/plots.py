@@ -1,4 +1,4 @@
-"""Figures of a refinement: FSC, Guinier plot, slices, orientations, convergence. Each is made here and saved by `save`."""
+"""Figures of a refinement: FSC, Guinier plot, slices, orientations, convergence; `save` writes them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ _CURVE_STYLES = {
 
 
 def save(path: str | os.PathLike[str], figure: Figure) -> Path:
-    """Write a figure as PNG (or whatever the suffix says), whole or not at all; InputError if it cannot be written."""
+    """Write a figure as PNG (or what the suffix says), whole or not at all; InputError if it cannot be."""
     kind = Path(path).suffix.lstrip(".") or "png"
     write_whole(path, lambda temporary: figure.savefig(temporary, format=kind, dpi=DPI))
     return Path(path)
@@ -53,7 +53,7 @@ def fsc(
     frequency = np.arange(box // 2 + 1) / (box * pixel_size)
     for label, curve in curves.items():
         colour, width = _CURVE_STYLES.get(label, (None, 1.6))
-        axes.plot(frequency[1:], curve[1:], color=colour, linewidth=width, label=label)
+        axes.plot(frequency[1:], curve[1:], color=colour, linewidth=width, label=label, zorder=3 - width / 3)
     axes.axhline(0, color=_GREY, linewidth=0.6)
     axes.axhline(threshold, color=_GREY, linewidth=0.8, linestyle="--")
     axes.text(frequency[-1], threshold + 0.012, f"{threshold:g}", ha="right", color=_GREY, fontsize=8)
@@ -80,7 +80,7 @@ def fsc(
         ylim=(min(-0.1, *(float(curve[1:].min()) for curve in curves.values())), 1.05),
     )
     _resolution_axis(axes, float(frequency[-1]))
-    axes.set_title(title, pad=32)
+    axes.set_title(title)
     axes.legend(frameon=False, fontsize=8, loc="upper right" if _high_left(curves) else "best")
     return figure
 
@@ -121,7 +121,7 @@ def guinier(
         axes.plot(ends, fit[0] * ends + fit[1], color=_GREY, linestyle="--", linewidth=1.4, label=note)
     axes.set(xlabel="1 / d² (1/Å²)", ylabel="ln (mean amplitude of the shell)", xlim=(0, inverse_d2[-1]))
     _resolution_axis(axes, float(inverse_d2[-1]), power=2)
-    axes.set_title("Guinier plot", pad=32)
+    axes.set_title("Guinier plot")
     axes.legend(frameon=False, fontsize=9)
     return figure
 
@@ -169,8 +169,8 @@ def orientations(rot: NDArray[Any], tilt: NDArray[Any], title: str = "Orientatio
     axes = figure.add_subplot(projection="mollweide")
     # cells are drawn in pieces of 1 degree: the projection would draw the edges of a large one straight
     meridians, parallels = np.radians(np.arange(-180, 181)), np.radians(np.arange(-90, 91))
-    column = np.clip(np.digitize((meridians[1:] + meridians[:-1]) / 2, np.radians(across)) - 1, 0, 2 * bins - 1)
-    row = np.clip(np.digitize(np.sin((parallels[1:] + parallels[:-1]) / 2), up) - 1, 0, bins - 1)
+    column = np.digitize((meridians[1:] + meridians[:-1]) / 2, np.radians(across)) - 1
+    row = np.digitize(np.sin((parallels[1:] + parallels[:-1]) / 2), up) - 1
     relative = (counts / max(counts.mean(), 1e-9)).T[np.ix_(row, column)]
     mesh = axes.pcolormesh(meridians, parallels, relative, cmap="viridis", vmin=0, rasterized=True)
     figure.colorbar(mesh, ax=axes, shrink=0.75, label="particles relative to an even distribution")

@@ -24,10 +24,10 @@ class Options(CommonOptions):
     """Options of `spa mask`, named as in relion_mask_create."""
 
     i: str = option(help="Map to mask", role="input")
-    o: str = option("mask.mrc", help="Mask to write; central slices with its outline go beside it as .png", role="file")
+    o: str = option("mask.mrc", help="Mask to write; a picture of it goes beside it as .png", role="file")
     angpix: float = option(-1.0, help="Pixel size", unit="Å", default_text="the map's header")
     ini_threshold: float | None = option(
-        None, help="Density from which a voxel belongs to the particle", group="Mask", default_text="found automatically"
+        None, help="Lowest density of the particle", group="Mask", default_text="found automatically"
     )
     lowpass: float | None = option(
         None,
@@ -36,7 +36,7 @@ class Options(CommonOptions):
         group="Mask",
         default_text="15 with an automatic threshold, else none",
     )
-    extend_inimask: float = option(3.0, help="Extend the mask by (negative: shrink)", unit="pixels", group="Mask")
+    extend_inimask: float = option(3.0, help="Extend by (negative: shrink)", unit="pixels", group="Mask")
     width_soft_edge: float = option(
         6.0, help="Width of the soft edge outside that", unit="pixels", bounds=(0, None), group="Mask"
     )
@@ -92,9 +92,9 @@ def _binary(volume: Array, pixel_size: float, options: Options, job: Job) -> Arr
         binary = volume >= threshold
     low, high = float(volume.min()), float(volume.max())
     if not binary.any():
-        raise InputError(f"{options.i}: threshold {threshold:.5g} is above the map's highest density {high:.5g}: empty mask")
+        raise InputError(f"{options.i}: empty mask: threshold {threshold:.5g}, highest {high:.5g}")
     if binary.all():
-        raise InputError(f"{options.i}: threshold {threshold:.5g} is not above the lowest density {low:.5g}: mask of everything")
+        raise InputError(f"{options.i}: mask of everything: threshold {threshold:.5g}, lowest {low:.5g}")
     job.say(
         f"threshold {threshold:.5g} ({origin}): {binary.mean():.2%} of the box, "
         f"{binary.sum() * pixel_size**3:,.0f} A^3"
@@ -110,9 +110,9 @@ def _judge(mask: Array, options: Options, job: Job) -> None:
         f"{fraction:.2%} of the box"
     )
     if not mask.any():
-        raise InputError(f"{options.i}: --extend_inimask {options.extend_inimask:g} shrinks the mask to nothing")
+        raise InputError(f"{options.i}: empty mask: --extend_inimask leaves nothing of it")
     if mask.min() >= 1:
-        raise InputError(f"{options.i}: the mask fills the whole box: raise --ini_threshold or lower --extend_inimask")
+        raise InputError(f"{options.i}: mask of everything: raise --ini_threshold or lower --extend_inimask")
     faces = [np.take(mask, (0, -1), axis=axis) for axis in range(3)]
     if any(face.max() > 0 for face in faces):
         job.warn(

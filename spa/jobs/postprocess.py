@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from spa.errors import InputError
 from spa.fsc import FSC_THRESHOLD, CorrectedFsc, corrected_fsc, doubts, resolution_shell, shell_to_resolution
@@ -28,11 +29,11 @@ class Options(CommonOptions):
     """Options of `spa postprocess`, named as in relion_postprocess."""
 
     i: str = option(help="First unfiltered half map, e.g. run_half1_class001_unfil.mrc", role="input")
-    i2: str | None = option(None, help="Second half map", role="input", default_text="--i with half2 for half1")
+    i2: str | None = option(None, help="Second half map", role="input", default_text="named like --i")
     o: str = option("postprocess", help="Rootname of the output", role="rootname")
     mask: str | None = option(None, help="Soft mask, 0 to 1", role="input")
     angpix: float = option(-1.0, help="Pixel size", unit="Å", default_text="the maps' headers")
-    mtf: str | None = option(None, help="STAR file with the MTF of the detector", role="input", group="Sharpening")
+    mtf: str | None = option(None, help="STAR file: MTF of the detector", role="input", group="Sharpening")
     mtf_angpix: float = option(
         -1.0, help="Pixel size of the detector", unit="Å", group="Sharpening", default_text="that of the maps"
     )
@@ -42,10 +43,11 @@ class Options(CommonOptions):
         0.0, help="Fit to here; 0 for as far as the FSC weights are positive", unit="Å", bounds=(0, None),
         group="Sharpening",
     )
-    adhoc_bfac: float = option(0.0, help="B-factor to apply, negative sharpens", unit="Å^2", group="Sharpening")
-    skip_fsc_weighting: bool = option(False, help="No weighting by sqrt(2 FSC / (1 + FSC))", group="Filtering")
+    adhoc_bfac: float = option(0.0, help="B-factor, negative sharpens", unit="Å^2", group="Sharpening")
+    skip_fsc_weighting: bool = option(False, help="No weights sqrt(2 FSC / (1 + FSC))", group="Filtering")
     low_pass: float = option(
-        -1.0, help="Low-pass filter; 0 for none, negative for the resolution at FSC = 0.143", unit="Å", group="Filtering"
+        -1.0, help="Low-pass filter; 0 for none, negative for the resolution at FSC = 0.143", unit="Å",
+        group="Filtering",
     )
     randomize_at_fsc: float = option(
         0.8, help="Randomise phases from where the unmasked FSC falls below this", bounds=(0.143, 0.999),
@@ -109,7 +111,7 @@ def _read(options: Options, job: Job) -> _Inputs:
     if options.mask:
         mask, mask_pixel = mrc.read_volume(options.mask)
         if len(mask) != box:
-            raise InputError(f"{options.mask}: expected a box of {box} pixels as the half maps have, found {len(mask)}")
+            raise InputError(f"{options.mask}: expected the half maps' box of {box}, found {len(mask)}")
         _same_pixel(name1, pixel_size, options.mask, mask_pixel, options)
         _judge_mask(mask, options.mask, job)
     if options.i2 is None:
@@ -121,7 +123,7 @@ def _read(options: Options, job: Job) -> _Inputs:
 
 
 def _other_half(name: str) -> str:
-    """The name of the other half map: the last half1 in the file's name becomes half2, or the other way round."""
+    """The other half map: the last half1 in the file's name becomes half2, or the other way round."""
     path = Path(name)
     found = re.search(r"(.*)half([12])(.*)", path.name)
     if found is None:
@@ -135,7 +137,7 @@ def _other_half(name: str) -> str:
 def _same_pixel(name1: str, pixel1: float, name2: str, pixel2: float, options: Options) -> None:
     if options.angpix <= 0 and abs(pixel2 / pixel1 - 1) > 1e-3:
         raise InputError(
-            f"{name2}: expected pixels of {pixel1:g} A as {name1} has, found {pixel2:g} A (--angpix overrules both)"
+            f"{name2}: expected {pixel1:g} A a pixel as in {name1}, found {pixel2:g} (--angpix overrules)"
         )
 
 
@@ -144,7 +146,7 @@ def _judge_mask(mask: Array, name: str, job: Job) -> None:
     if low < -1e-3 or high > 1 + 1e-3:
         raise InputError(f"{name}: expected mask values from 0 to 1, found {low:g} to {high:g}")
     if high < 0.5 or low > 0.5:
-        raise InputError(f"{name}: expected a mask with an inside (1) and an outside (0), found {low:g} to {high:g}")
+        raise InputError(f"{name}: expected 0 (solvent) to 1 (particle), found {low:g} to {high:g}")
     if not ((mask > 0.05) & (mask < 0.95)).any():
         job.warn(f"{name}: the mask has a hard edge, which correlates the half maps; give it a soft one")
 
@@ -154,12 +156,13 @@ def _read_mtf(options: Options, pixel_size: float) -> Mtf | None:
         return None
     table = next(iter(star.read(options.mtf)), None)
     if table is None:
-        raise InputError(f"{options.mtf}: expected a table with rlnResolutionInversePixel and rlnMtfValue, found none")
+        raise InputError(f"{options.mtf}: expected a table of the MTF, found no block")
     size = options.mtf_angpix if options.mtf_angpix > 0 else pixel_size
+    frequency, value = table.floats("rlnResolutionInversePixel"), table.floats("rlnMtfValue")
     try:
-        return detector_mtf(table.floats("rlnResolutionInversePixel"), table.floats("rlnMtfValue"), size)
+        return detector_mtf(frequency, value, size)
     except InputError as error:
-        raise InputError(f"{options.mtf}: {error}".replace(f"{options.mtf}: {options.mtf}", options.mtf)) from None
+        raise InputError(f"{options.mtf}: {error}") from None
 
 
 def _judge_halves(curves: CorrectedFsc, inputs: _Inputs, job: Job) -> None:
@@ -167,13 +170,13 @@ def _judge_halves(curves: CorrectedFsc, inputs: _Inputs, job: Job) -> None:
     lowest = float(curves.unmasked[1:].min())
     if lowest > _SAME_MAP:
         raise InputError(
-            f"{inputs.names[1]}: the same map as {inputs.names[0]} (FSC of {lowest:.4f} or more at all frequencies): "
+            f"{inputs.names[1]}: the same map as {inputs.names[0]} (FSC at least {lowest:.4f} everywhere): "
             "expected two half maps refined apart from each other"
         )
     if inputs.mask is None:
         job.warn("no --mask: the solvent in the box lowers the FSC")
     if float((inputs.half1 == 0).mean()) > _MASKED_FRACTION:
-        job.warn(f"{inputs.names[0]}: already masked (many voxels are exactly 0): no FSC is free of that mask")
+        job.warn(f"{inputs.names[0]}: already masked (many voxels are 0): no FSC is free of that mask")
     if curves.randomise_from is not None:
         start = shell_to_resolution(curves.randomise_from, inputs.box, inputs.pixel_size)
         job.say(f"phases randomised beyond {start:.2f} A")
@@ -183,8 +186,8 @@ def _judge_halves(curves: CorrectedFsc, inputs: _Inputs, job: Job) -> None:
 
 def _judge_bfactor(result: Sharpened, options: Options, job: Job) -> None:
     if options.auto_bfac and result.fit is None:
-        high = options.autob_highres or "the last shell with signal"
-        job.warn(f"too few shells between {options.autob_lowres:g} and {high} A to fit a B-factor: map not sharpened")
+        high = f"{options.autob_highres:g} A" if options.autob_highres else "the last with signal"
+        job.warn(f"too few shells from {options.autob_lowres:g} A to {high} for a B-factor: not sharpened")
     elif result.fit is not None:
         job.say(
             f"Guinier fit: slope {result.fit.slope:.2f}, intercept {result.fit.intercept:.2f}, "
@@ -203,8 +206,8 @@ def _write(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs,
     if inputs.mask is not None:
         mask = to_host(inputs.mask)
         mrc.write_volume(f"{root}_masked.mrc", volume * mask, pixel_size)
-    blocks = [_general(result, curves, shell, inputs, options), _fsc_table(curves, inputs), _guinier_table(result)]
-    star.write(f"{root}.star", star.StarFile(blocks))
+    general = _general(result, curves, shell, inputs, options)
+    star.write(f"{root}.star", star.StarFile([general, _fsc_table(curves, inputs), _guinier_table(result)]))
     title = "unmasked FSC" if curves.final is curves.unmasked else "masked-corrected FSC"
     write_fsc_xml(f"{root}_fsc.xml", curves.final, box, pixel_size, title)
     plots.save(f"{root}_fsc.png", _fsc_figure(curves, shell, box, pixel_size))
@@ -238,7 +241,8 @@ def _fsc_table(curves: CorrectedFsc, inputs: _Inputs) -> star.Block:
     shells = np.arange(len(curves.final))
     resolution = np.full(len(shells), _ORIGIN_RESOLUTION)
     resolution[1:] = inputs.box * inputs.pixel_size / shells[1:]
-    columns = {"rlnSpectralIndex": shells, "rlnResolution": 1 / resolution, "rlnAngstromResolution": resolution}
+    columns: dict[str, Array] = {"rlnSpectralIndex": shells, "rlnResolution": 1 / resolution}
+    columns["rlnAngstromResolution"] = resolution
     if curves.masked is not None:
         columns["rlnFourierShellCorrelationCorrected"] = curves.final
     columns["rlnFourierShellCorrelationUnmaskedMaps"] = curves.unmasked
@@ -263,18 +267,19 @@ def _guinier_table(result: Sharpened) -> star.Block:
     return star.Block.table("guinier", columns)
 
 
-def _fsc_figure(curves: CorrectedFsc, shell: int, box: int, pixel_size: float) -> plots.Figure:
+def _fsc_figure(curves: CorrectedFsc, shell: int, box: int, pixel_size: float) -> Figure:
     lines = {"unmasked": curves.unmasked}
     if curves.masked is not None:
         lines["masked"] = curves.masked
     if curves.randomised is not None:
         lines["phase-randomised, masked"] = curves.randomised
         lines["corrected"] = curves.corrected
-    title = f"Final resolution {shell_to_resolution(shell, box, pixel_size):.2f} Å" if shell else "No resolution"
+    resolution = shell_to_resolution(shell, box, pixel_size)
+    title = f"Final resolution {resolution:.2f} Å" if shell else "No resolution"
     return plots.fsc(lines, box, pixel_size, shell, FSC_THRESHOLD, curves.randomise_from, title)
 
 
-def _guinier_figure(result: Sharpened, options: Options) -> plots.Figure:
+def _guinier_figure(result: Sharpened, options: Options) -> Figure:
     plot = result.guinier
     steps = {
         "original": plot.original,
@@ -284,4 +289,5 @@ def _guinier_figure(result: Sharpened, options: Options) -> plots.Figure:
     }
     lines = {label: values for label, values in steps.items() if values is not None}
     fit = (result.fit.slope, result.fit.intercept) if result.fit else None
-    return plots.guinier(plot.inverse_d2, lines, fit, (options.autob_lowres, options.autob_highres), result.bfactor)
+    fit_range = (options.autob_lowres, options.autob_highres)
+    return plots.guinier(plot.inverse_d2, lines, fit, fit_range, result.bfactor)

@@ -9,12 +9,38 @@ from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pytest
 import scipy.fft
 import scipy.ndimage
-import scipy.special
-
 from spa.kernels import backend, loader
+
 from tests.emulation.module import EmulatedModule
+
+_MEMORY = 2**31
+# What NumPy has and CuPy 14.2 lacks, as far as numerical code might want it.
+_ABSENT = frozenset(
+    [
+        "block",
+        "einsum_path",
+        "errstate",
+        "frompyfunc",
+        "geomspace",
+        "histogram_bin_edges",
+        "insert",
+        "memmap",
+        "nanpercentile",
+        "nanquantile",
+        "ndenumerate",
+        "nditer",
+        "polyder",
+        "polyint",
+        "spacing",
+        "unstack",
+        "vecdot",
+        "vecmat",
+        "matvec",
+    ]
+)
 
 
 def _unwrap(value: Any) -> Any:
@@ -31,7 +57,7 @@ def _unwrap(value: Any) -> Any:
 
 
 def _wrap(value: Any) -> Any:
-    """Device arrays around computed arrays; a scalar result becomes a zero-dimensional device array, as in CuPy."""
+    """Device arrays around results; a scalar becomes a zero-dimensional device array, as in CuPy."""
     if isinstance(value, np.ndarray | np.generic):
         return DeviceArray(np.asarray(value))
     if isinstance(value, tuple):
@@ -74,12 +100,9 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         if name.startswith("__") or name in ("ctypes", "tofile", "data"):
             raise AttributeError(name)
         value = getattr(self.host, name)
-        return _on_device(value) if callable(value) else _wrap(value) if isinstance(value, np.ndarray) else value
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        setattr(*((self, name, value) if name == "host" else (self.host, name, _unwrap(value)))) if (
-            name != "host"
-        ) else object.__setattr__(self, name, value)
+        return (
+            _on_device(value) if callable(value) else _wrap(value) if isinstance(value, np.ndarray) else value
+        )
 
     def __getitem__(self, index: Any) -> Any:
         return _wrap(self.host[_unwrap(index)])
@@ -99,9 +122,6 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def __int__(self) -> int:
         return int(self.host)
 
-    def __index__(self) -> int:
-        return self.host.__index__()
-
     def __float__(self) -> float:
         return float(self.host)
 
@@ -114,3 +134,105 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
     def get(self) -> np.ndarray:
         """A copy in host memory."""
         return self.host.copy()
+
+
+class _DeviceUfunc:
+    """A universal function of the stand-in module, with its methods at, reduceat, outer, ..."""
+
+    def __init__(self, ufunc: np.ufunc) -> None:
+        self._ufunc = ufunc
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        return _on_device(self._ufunc)(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        return _on_device(getattr(self._ufunc, name))
+
+
+class _Namespace(ModuleType):
+    """A NumPy or SciPy module whose functions work on device arrays only."""
+
+    def __init__(self, module: ModuleType, absent: frozenset[str] = frozenset()) -> None:
+        super().__init__(module.__name__)
+        self._module, self._absent = module, absent
+
+    def __getattr__(self, name: str) -> Any:
+        if name in self._absent:
+            raise AttributeError(f"CuPy has no {name}")
+        value = getattr(self._module, name)
+        if isinstance(value, np.ufunc):
+            return _DeviceUfunc(value)
+        if isinstance(value, ModuleType):
+            return _Namespace(value)
+        return _on_device(value) if callable(value) and not isinstance(value, type) else value
+
+
+class _Device:
+    """The one emulated GPU."""
+
+    def __init__(self, number: int = 0) -> None:
+        self.id = int(number)
+
+    def __enter__(self) -> _Device:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        pass
+
+    def use(self) -> _Device:
+        """Already current."""
+        return self
+
+    def synchronize(self) -> None:
+        """Emulated kernels have finished when their launch returns."""
+
+
+def _to_device(value: Any, *args: Any, **kwargs: Any) -> DeviceArray:
+    host = value if isinstance(value, np.ndarray) else _unwrap(value)
+    return DeviceArray(np.array(host, *args, **{"order": "C", **kwargs}))
+
+
+def _as_device(value: Any, *args: Any, **kwargs: Any) -> DeviceArray:
+    if isinstance(value, DeviceArray):
+        return DeviceArray(np.asarray(value.host, *args, **kwargs))
+    return _to_device(value, *args, **kwargs)
+
+
+def _contiguous(value: Any, dtype: Any = None) -> DeviceArray:
+    return DeviceArray(np.ascontiguousarray(_as_device(value).host, dtype))
+
+
+def _make_cupy() -> ModuleType:
+    cupy: Any = _Namespace(np, _ABSENT)
+    cupy.ndarray = DeviceArray
+    cupy.array, cupy.asarray, cupy.ascontiguousarray = _to_device, _as_device, _contiguous
+    cupy.asnumpy = lambda value: value.get() if isinstance(value, DeviceArray) else np.array(value)
+    cupy.RawModule = EmulatedModule
+    runtime = SimpleNamespace(
+        getDevice=lambda: 0,
+        getDeviceCount=lambda: 1,
+        memGetInfo=lambda: (_MEMORY, _MEMORY),
+        deviceSynchronize=lambda: None,
+    )
+    cupy.cuda = SimpleNamespace(Device=_Device, runtime=runtime, is_available=lambda: True)
+    pool = SimpleNamespace(free_all_blocks=lambda: None, used_bytes=lambda: 0)
+    cupy.get_default_memory_pool = lambda: pool
+    return cupy
+
+
+@contextlib.contextmanager
+def emulated_cupy(thread_order: str = "forward") -> Iterator[Any]:
+    """Let `spa` find an emulated GPU: yields the stand-in for CuPy.
+
+    thread_order : order in which the threads of a block run: "forward", "reverse" or "shuffled".
+    """
+    cupy = _make_cupy()
+    cupyx = SimpleNamespace(
+        scipy=SimpleNamespace(fft=_Namespace(scipy.fft), ndimage=_Namespace(scipy.ndimage))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(backend, "cupy", cupy)
+        patch.setattr(backend, "cupyx", cupyx, raising=False)
+        patch.setattr(loader, "_compile", EmulatedModule)
+        patch.setattr(EmulatedModule, "thread_order", thread_order)
+        yield cupy

@@ -20,7 +20,16 @@ _KERNEL = re.compile(
     r'extern\s+"C"\s+__global__\s+void\s+(?:__launch_bounds__\s*\([^)]*\)\s*)?(\w+)\s*\(', re.MULTILINE
 )
 _DYNAMIC_SHARED = re.compile(r"extern\s+__shared__\s+([\w ]+?)\s+(\w+)\s*\[\s*\]\s*;")
-_FLAGS = ("-std=c++17", "-O2", "-fPIC", "-shared", "-Wall", "-Werror", "-Wno-unknown-pragmas", "-Wno-unused-function")
+_FLAGS = (
+    "-std=c++17",
+    "-O2",
+    "-fPIC",
+    "-shared",
+    "-Wall",
+    "-Werror",
+    "-Wno-unknown-pragmas",
+    "-Wno-unused-function",
+)
 _KINDS = {"f": "f", "i": "iu", "u": "iu"}
 _MAX_THREADS, _MAX_SHARED = 1024, 48 * 1024
 
@@ -72,11 +81,15 @@ class EmulatedKernel:
         n = getattr(library, f"signature_{name}")(kinds)
         self.signature = [(chr(v >> 8), v & 255) for v in kinds[:n]]
 
-    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0) -> None:
+    def __call__(
+        self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0
+    ) -> None:
         if len(args) != len(self.signature):
             raise TypeError(f"{self.name}: {len(args)} arguments for {len(self.signature)} parameters")
         if np.prod(block) > _MAX_THREADS or shared_mem > _MAX_SHARED:
-            raise ValueError(f"{self.name}: more than {_MAX_THREADS} threads or {_MAX_SHARED} bytes of shared memory")
+            raise ValueError(
+                f"{self.name}: more than {_MAX_THREADS} threads or {_MAX_SHARED} bytes of shared memory"
+            )
         kept = [self._convert(i, value) for i, value in enumerate(args)]
         pointers = (ctypes.c_void_p * max(1, len(kept)))(*(ctypes.addressof(v) for v in kept))
         request = _Launch()
@@ -91,12 +104,20 @@ class EmulatedKernel:
         if kind == "p":
             host = getattr(value, "host", None)
             if host is None:
-                raise TypeError(f"{self.name}, argument {position}: expected a device array, got {type(value).__name__}")
+                raise TypeError(
+                    f"{self.name}, argument {position}: expected a device array, got {type(value).__name__}"
+                )
             if not host.flags.c_contiguous:
                 raise ValueError(f"{self.name}, argument {position}: not C-contiguous")
             return ctypes.c_void_p(host.ctypes.data)
-        if not isinstance(value, np.generic) or value.itemsize != size or value.dtype.kind not in _KINDS[kind]:
-            raise TypeError(f"{self.name}, argument {position}: {type(value).__name__} for a {kind}{8 * size} parameter")
+        if (
+            not isinstance(value, np.generic)
+            or value.itemsize != size
+            or value.dtype.kind not in _KINDS[kind]
+        ):
+            raise TypeError(
+                f"{self.name}, argument {position}: {type(value).__name__} for a {kind}{8 * size} parameter"
+            )
         return (ctypes.c_char * size).from_buffer_copy(value.tobytes())
 
 

@@ -1,0 +1,160 @@
+"""What a refinement starts from: particles, images, reference and masks, read and checked before any work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from spa import euler
+from spa.em.settings import RefinementOptions
+from spa.em.state import FloatArray, Poses
+from spa.errors import InputError
+from spa.fourier import low_pass, resample
+from spa.fourier import pad_or_crop as pad_or_crop_real
+from spa.io import mrc
+from spa.io.particle_io import ParticleImages, read_particles
+from spa.particles import Particles
+
+
+@dataclass
+class Inputs:
+    """Particles and maps of a run.
+
+    Attributes
+    ----------
+    particles : the table, half sets assigned.
+    images : reader of their images.
+    coefficients : float32 (n, 9) CTF coefficients, or None without --ctf.
+    optics, groups : int (n,), optics group and micrograph group of each particle, from zero.
+    group_names : name of each micrograph group.
+    reference : float32 (box, box, box), low-passed as asked.
+    solvent_mask : float32 (box, box, box), 0 to 1, or None.
+    low_resol_join_halves : Å; the halves share what is coarser than this (<= 0: nothing).
+    """
+
+    particles: Particles
+    images: ParticleImages
+    coefficients: np.ndarray[Any, Any] | None
+    optics: np.ndarray[Any, Any]
+    groups: np.ndarray[Any, Any]
+    group_names: list[str]
+    reference: FloatArray
+    solvent_mask: FloatArray | None
+    low_resol_join_halves: float = -1.0
+
+    @property
+    def box_size(self) -> int:
+        """Box size of the images in pixels."""
+        return self.images.box_size
+
+    @property
+    def pixel_size(self) -> float:
+        """Pixel size of the images in Å."""
+        return self.images.pixel_size
+
+    @property
+    def n_particles(self) -> int:
+        """Number of particles."""
+        return self.particles.n
+
+    @property
+    def n_optics(self) -> int:
+        """Number of optics groups."""
+        return len(self.particles.optics)
+
+    @property
+    def n_groups(self) -> int:
+        """Number of micrograph groups."""
+        return len(self.group_names)
+
+    @property
+    def half_set(self) -> np.ndarray[Any, Any]:
+        """Half set of each particle, 1 or 2."""
+        return self.particles.half_set
+
+    def first_poses(self) -> Poses:
+        """Poses as the particle table gives them; all zero angles mean that they are not known."""
+        p = self.particles
+        poses = Poses.unknown(p.n)
+        poses.rotations = np.asarray(euler.matrix(p.rot, p.tilt, p.psi))
+        poses.origins = np.stack([p.origin_x_angst, p.origin_y_angst], -1) / self.pixel_size
+        poses.known[:] = bool(np.any(p.rot) or np.any(p.tilt))
+        poses.norm = p.norm_correction / max(float(p.norm_correction.mean()), 1e-10)
+        return poses
+
+
+def read_inputs(
+    options: RefinementOptions, say: Callable[[str], None], warn: Callable[[str], None], with_halves: bool
+) -> Inputs:
+    """Read and check what the options name.
+
+    Raises
+    ------
+    InputError
+        Anything a run would fail on later: missing or damaged stacks, box sizes that differ, fewer than two
+        particles in a half set, a mask of another box, a reference that is empty.
+    """
+    particles = read_particles(options.i)
+    images = ParticleImages(particles)
+    if with_halves:
+        particles.assign_half_sets(options.random_seed)
+        smallest = min(int((particles.half_set == h).sum()) for h in (1, 2))
+        if smallest < 2:
+            raise InputError(
+                f"{options.i}: data_particles: expected at least 2 particles in each half set, found {smallest}"
+            )
+    if not options.ctf and particles.has_ctf:
+        warn(f"{options.i} has CTF parameters, but --ctf was not given: the map will not be corrected for the CTF")
+    names, groups = particles.groups()
+    box, pixel_size = images.box_size, images.pixel_size
+    if options.particle_diameter > box * pixel_size:
+        raise InputError(
+            f"--particle_diameter {options.particle_diameter:g}: expected at most the box, {box * pixel_size:g} Å"
+        )
+    return Inputs(
+        particles=particles,
+        images=images,
+        coefficients=particles.ctf_coefficients() if options.ctf else None,
+        optics=particles.optics_index,
+        groups=groups,
+        group_names=names,
+        reference=_read_reference(options, box, pixel_size, say),
+        solvent_mask=_read_mask(options.solvent_mask, box) if options.solvent_mask else None,
+    )
+
+
+def _read_reference(options: RefinementOptions, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:
+    """The reference on the grid of the images, low-passed to --ini_high."""
+    volume, voxel_size = mrc.read_volume(options.ref)
+    if not np.isfinite(volume).all():
+        raise InputError(f"{options.ref}: expected finite voxels, found NaN or infinity")
+    if float(volume.std()) == 0:
+        raise InputError(f"{options.ref}: expected a map, found the same value everywhere")
+    if voxel_size <= 0:
+        raise InputError(f"{options.ref}: expected a voxel size in the header, found {voxel_size:g} Å")
+    if abs(voxel_size - pixel_size) > 1e-3 * pixel_size:
+        say(
+            f"{options.ref}: resampled from {volume.shape[0]} voxels of {voxel_size:g} Å "
+            f"to {box} voxels of {pixel_size:g} Å, as the images"
+        )
+        volume = resample(volume, voxel_size, pixel_size, box)
+    elif volume.shape[0] != box:
+        verb = "padded" if box > volume.shape[0] else "cropped"
+        say(f"{options.ref}: {verb} from a box of {volume.shape[0]} to {box} voxels, as the images")
+        volume = pad_or_crop_real(volume, box, 3)
+    if options.ini_high > 0:
+        volume = low_pass(volume, pixel_size, options.ini_high)
+    return np.asarray(volume, np.float32)
+
+
+def _read_mask(path: str, box: int) -> FloatArray:
+    mask, _ = mrc.read_volume(path)
+    if mask.shape[0] != box:
+        raise InputError(f"{path}: expected a mask of {box} voxels as the images, found {mask.shape[0]}")
+    low, high = float(mask.min()), float(mask.max())
+    if not (low >= -1e-3 and high <= 1.001 and high > 0.5):
+        raise InputError(f"{path}: expected mask values from 0 to 1, found {low:g} to {high:g}")
+    return np.asarray(np.clip(mask, 0, 1), np.float32)

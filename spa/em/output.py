@@ -1,0 +1,288 @@
+"""The files of an iteration and of a finished run under RELION's names, and the way back from them."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from spa import euler, healpix
+from spa.em.inputs import Inputs
+from spa.em.schedule import Progress, Schedule
+from spa.em.settings import RefinementOptions
+from spa.em.state import FloatArray, Poses, State
+from spa.errors import InputError
+from spa.fsc import shell_to_resolution
+from spa.io import mrc, star
+from spa.io.files import project_path
+from spa.io.particle_io import write_particles
+from spa.io.star import Block, StarFile
+
+_ORIENTATION_ORDER = 3
+_PROGRESS = "spaProgress"
+_STATE_NUMBERS = {
+    "rlnSigmaOffsetsAngst": "offset_sigma",
+    "rlnAveragePmax": "ave_pmax",
+    "rlnLogLikelihood": "log_likelihood",
+    "spaNextKmax": "kmax",
+    "spaResolutionShell": "resolution_shell",
+    "spaAccuracyRotations": "accuracy_rotations",
+    "spaAccuracyOffsetsPixels": "accuracy_offsets",
+}
+
+
+def optimiser_path(rootname: str, iteration: int) -> Path:
+    """The file from which `--continue` takes up after an iteration."""
+    return Path(f"{rootname}_it{iteration:03d}_optimiser.star")
+
+
+def write_iteration(
+    rootname: str,
+    inputs: Inputs,
+    options: RefinementOptions,
+    state: State,
+    poses: Poses,
+    group_scale: FloatArray,
+    schedule: Schedule,
+) -> None:
+    """Write data, half maps, models, sampling and, last of all, the optimiser file that names them."""
+    stem = f"{rootname}_it{state.iteration:03d}"
+    _write_data(f"{stem}_data.star", inputs, poses)
+    halves = [f"_half{h + 1}" for h in range(state.n_halves)] if state.n_halves == 2 else [""]
+    for half, name in enumerate(halves):
+        for c in range(state.n_classes):
+            mrc.write_volume(f"{stem}{name}_class{c + 1:03d}.mrc", state.maps[half, c], inputs.pixel_size)
+        write_model(f"{stem}{name}_model.star", stem + name, inputs, options, state, half, poses, group_scale[half])
+    _write_sampling(f"{stem}_sampling.star", options, schedule)
+    _write_optimiser(str(optimiser_path(rootname, state.iteration)), stem, halves, options, state, schedule)
+
+
+def write_final(
+    rootname: str,
+    inputs: Inputs,
+    options: RefinementOptions,
+    state: State,
+    poses: Poses,
+    group_scale: FloatArray,
+    unfiltered: FloatArray,
+    joined: FloatArray,
+    schedule: Schedule,
+) -> None:
+    """Write the joined map, the two unfiltered half maps and the last data, model and optimiser files."""
+    _write_data(f"{rootname}_data.star", inputs, poses)
+    for half in range(2):
+        mrc.write_volume(f"{rootname}_half{half + 1}_class001_unfil.mrc", unfiltered[half, 0], inputs.pixel_size)
+    mrc.write_volume(f"{rootname}_class001.mrc", joined[0], inputs.pixel_size)
+    write_model(f"{rootname}_model.star", rootname, inputs, options, state, 0, poses, group_scale[0])
+    _write_optimiser(f"{rootname}_optimiser.star", rootname, [""], options, state, schedule)
+
+
+def _write_data(path: str, inputs: Inputs, poses: Poses) -> None:
+    """The particle table with what the refinement found."""
+    rot, tilt, psi = euler.angles(poses.rotations).T
+    origin_x, origin_y = poses.origins.T * inputs.pixel_size
+    inputs.particles.update(
+        rot=rot,
+        tilt=tilt,
+        psi=psi,
+        origin_x_angst=origin_x,
+        origin_y_angst=origin_y,
+        class_number=poses.class_number + 1,
+        group_number=inputs.groups + 1,
+        norm_correction=poses.norm,
+        max_value_prob=poses.pmax,
+        log_likelihood=poses.log_likelihood,
+        nr_significant=poses.nr_significant,
+        half_set=inputs.half_set,
+    )
+    write_particles(path, inputs.particles)
+
+
+def write_model(
+    path: str,
+    stem: str,
+    inputs: Inputs,
+    options: RefinementOptions,
+    state: State,
+    half: int,
+    poses: Poses,
+    group_scale: FloatArray,
+) -> None:
+    """The model of one half set: spectra, resolution, group scales and orientation distribution.
+
+    Notes
+    -----
+    rlnSigma2Noise and rlnReferenceTau2 are in RELION's units, whose transforms are divided by the number of
+    pixels of an image.
+    """
+    box, px, shells = inputs.box_size, inputs.pixel_size, np.arange(inputs.box_size // 2 + 1)
+    resolution = shell_to_resolution(state.resolution_shell, box, px)
+    angstrom = np.array([999.0, *(shell_to_resolution(s, box, px) for s in shells[1:])])
+    spectrum = {
+        "rlnSpectralIndex": shells,
+        "rlnResolution": shells / (box * px),
+        "rlnAngstromResolution": angstrom,
+    }
+    general = {
+        "rlnReferenceDimensionality": 3,
+        "rlnDataDimensionality": 2,
+        "rlnOriginalImageSize": box,
+        "rlnCurrentResolution": resolution,
+        "rlnCurrentImageSize": 2 * state.kmax,
+        "rlnPaddingFactor": float(options.pad),
+        "rlnPixelSize": px,
+        "rlnNrClasses": state.n_classes,
+        "rlnNrBodies": 1,
+        "rlnNrGroups": inputs.n_groups,
+        "rlnNrOpticsGroups": inputs.n_optics,
+        "rlnTau2FudgeFactor": options.tau2_fudge,
+        "rlnNormCorrectionAverage": float(poses.norm.mean()),
+        "rlnSigmaOffsetsAngst": state.offset_sigma * px,
+        "rlnLogLikelihood": state.log_likelihood,
+        "rlnAveragePmax": state.ave_pmax,
+    }
+    references = [project_path(f"{stem}_class{c + 1:03d}.mrc") for c in range(state.n_classes)]
+    classes = Block.table(
+        "model_classes",
+        {
+            "rlnReferenceImage": references,
+            "rlnClassDistribution": state.pdf_class[half],
+            "rlnAccuracyRotations": np.full(state.n_classes, state.accuracy_rotations),
+            "rlnAccuracyTranslationsAngst": np.full(state.n_classes, state.accuracy_offsets * px),
+            "rlnEstimatedResolution": np.full(state.n_classes, resolution),
+        },
+    )
+    blocks = [Block.pairs("model_general", general), classes]
+    for c in range(state.n_classes):
+        ssnr = state.fsc / np.maximum(1 - state.fsc, 1e-3)
+        columns = {
+            **spectrum,
+            "rlnSsnrMap": ssnr,
+            "rlnGoldStandardFsc": state.fsc,
+            "rlnReferenceTau2": state.tau2[half, c] / box**4,
+        }
+        blocks.append(Block.table(f"model_class_{c + 1}", columns))
+    count = np.bincount(inputs.groups, minlength=inputs.n_groups)
+    blocks.append(
+        Block.table(
+            "model_groups",
+            {
+                "rlnGroupNumber": np.arange(inputs.n_groups) + 1,
+                "rlnGroupName": inputs.group_names,
+                "rlnGroupNrParticles": count,
+                "rlnGroupScaleCorrection": group_scale,
+            },
+        )
+    )
+    for number, sigma2 in enumerate(state.sigma2[half]):
+        columns = {k: spectrum[k] for k in ("rlnSpectralIndex", "rlnResolution")}
+        columns["rlnSigma2Noise"] = sigma2 / box**4
+        blocks.append(Block.table(f"model_optics_group_{number + 1}", columns))
+    for c in range(state.n_classes):
+        mine = (inputs.half_set == half + 1) | (state.n_halves == 1)
+        pixel = healpix.vec2pix(_ORIENTATION_ORDER, poses.rotations[mine & (poses.class_number == c), 2])
+        share = np.bincount(pixel, minlength=healpix.n_pixels(_ORIENTATION_ORDER)) / max(len(pixel), 1)
+        blocks.append(Block.table(f"model_pdf_orient_class_{c + 1}", {"rlnOrientationDistribution": share}))
+    star.write(path, StarFile(blocks))
+
+
+def _write_sampling(path: str, options: RefinementOptions, schedule: Schedule) -> None:
+    order = schedule.progress.order - options.oversampling
+    general = {
+        "rlnHealpixOrder": order,
+        "rlnSymmetryGroup": options.sym,
+        "rlnPsiStep": healpix.angular_step(order),
+        "rlnOffsetRange": options.offset_range * schedule.pixel_size,
+        "rlnOffsetStep": options.offset_step * schedule.pixel_size,
+    }
+    star.write(path, StarFile([Block.pairs("sampling_general", general)]))
+
+
+def _write_optimiser(
+    path: str, stem: str, halves: list[str], options: RefinementOptions, state: State, schedule: Schedule
+) -> None:
+    models = {
+        f"rlnModelStarFile{'' if len(halves) == 1 else h + 1}": project_path(f"{stem}{name}_model.star")
+        for h, name in enumerate(halves)
+    }
+    general = {
+        "rlnOutputRootName": options.o,
+        **models,
+        "rlnExperimentalDataStarFile": project_path(f"{stem}_data.star"),
+        "rlnOrientSamplingStarFile": project_path(f"{stem}_sampling.star"),
+        "rlnCurrentIteration": state.iteration,
+        "rlnRandomSeed": options.random_seed,
+        "rlnParticleDiameter": options.particle_diameter,
+        "rlnHasConverged": int(schedule.progress.finished),
+    }
+    numbers = {label: getattr(state, name) for label, name in _STATE_NUMBERS.items()}
+    progress = {f"{_PROGRESS}{_camel(k)}": v for k, v in schedule.progress.as_dict().items()}
+    as_numbers = {k: int(v) if isinstance(v, bool) else v for k, v in (numbers | progress).items()}
+    star.write(path, StarFile([Block.pairs("optimiser_general", general | as_numbers)]))
+
+
+def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Poses, FloatArray]:
+    """The state, poses and group scales (n_halves, n_groups) that an optimiser file points to; sets the schedule.
+
+    Raises
+    ------
+    InputError
+        If the file is not the optimiser file of an iteration, or the data do not fit.
+    """
+    block = star.read(path)["optimiser_general"]
+    if "spaNextKmax" not in block:
+        raise InputError(f"{path}: data_optimiser_general: expected the file of an iteration, run_itNNN_optimiser.star")
+    known = {f"{_PROGRESS}{_camel(f.name)}": f for f in fields(Progress)}
+    for label, field in known.items():
+        kind = type(getattr(schedule.progress, field.name))
+        setattr(schedule.progress, field.name, kind(block.get_float(label)))
+    labels = [label for label in ("rlnModelStarFile", "rlnModelStarFile1", "rlnModelStarFile2") if label in block]
+    halves = [_read_half(block.get_text(label), inputs) for label in labels]
+    numbers: dict[str, Any] = {name: block.get_float(label) for label, name in _STATE_NUMBERS.items()}
+    numbers |= {name: int(numbers[name]) for name in ("kmax", "resolution_shell")}
+    state = State(
+        maps=np.stack([h["maps"] for h in halves]),
+        sigma2=np.stack([h["sigma2"] for h in halves]),
+        tau2=np.stack([h["tau2"] for h in halves]),
+        fsc=halves[0]["fsc"],
+        pdf_class=np.stack([h["pdf_class"] for h in halves]),
+        iteration=block.get_integer("rlnCurrentIteration"),
+        **numbers,
+    )
+    poses = inputs.first_poses()
+    poses.known[:] = True
+    p = inputs.particles
+    poses.pmax, poses.log_likelihood, poses.nr_significant = (
+        p.max_value_prob,
+        p.log_likelihood,
+        p.nr_significant,
+    )
+    poses.class_number = (np.maximum(p.class_number, 1) - 1).astype(np.int32)
+    return state, poses, np.stack([h["group_scale"] for h in halves])
+
+
+def data_path(path: str) -> str:
+    """The particle table that an optimiser file names."""
+    return star.read(path)["optimiser_general"].get_text("rlnExperimentalDataStarFile")
+
+
+def _read_half(path: str, inputs: Inputs) -> dict[str, FloatArray]:
+    model, box = star.read(path), inputs.box_size
+    classes = model["model_classes"]
+    maps = [mrc.read_volume(name)[0] for name in classes.text("rlnReferenceImage")]
+    tables = [model[f"model_class_{c + 1}"] for c in range(len(classes))]
+    noise = [model[f"model_optics_group_{g + 1}"].floats("rlnSigma2Noise") for g in range(inputs.n_optics)]
+    return {
+        "maps": np.stack(maps),
+        "sigma2": np.stack(noise) * box**4,
+        "tau2": np.stack([t.floats("rlnReferenceTau2") for t in tables]) * box**4,
+        "fsc": tables[0].floats("rlnGoldStandardFsc"),
+        "pdf_class": classes.floats("rlnClassDistribution"),
+        "group_scale": model["model_groups"].floats("rlnGroupScaleCorrection"),
+    }
+
+
+def _camel(name: str) -> str:
+    return "".join(part.capitalize() for part in name.split("_"))

@@ -1,0 +1,61 @@
+"""Refine one map from particles by gold standard: two independent halves, resolution from their FSC."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+from spa.em import output
+from spa.em.engine import Engine
+from spa.em.inputs import read_inputs
+from spa.em.settings import RefinementOptions
+from spa.euler import angles
+from spa.fsc import resolution_shell, shell_to_resolution
+from spa.io import plots
+from spa.job import Job
+from spa.options import option
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(RefinementOptions):
+    """Options of refine3d beyond those of every refinement."""
+
+    auto_local_healpix_order: int = option(
+        4,
+        help="angular sampling (before oversampling) from which searches are local",
+        group="Sampling",
+        bounds=(0, 8),
+    )
+    low_resol_join_halves: float = option(
+        -1.0,
+        help="let the halves share what is coarser than this, so that their orientations agree (-1: nothing)",
+        unit="Å",
+        group="Optimisation",
+        bounds=(-1.0, 1000.0),
+    )
+
+
+def run(options: Options, job: Job) -> None:
+    """Refine to convergence, or go on from the optimiser file that --continue names."""
+    source = replace(options, i=output.data_path(options.continue_)) if options.continue_ else options
+    inputs = read_inputs(source, job.say, job.warn, with_halves=True)
+    inputs.low_resol_join_halves = options.low_resol_join_halves
+    engine = Engine(options, inputs, options.auto_local_healpix_order, 2, job)
+    state = None
+    if options.continue_:
+        state, engine.poses, engine.group_scale = output.read_state(options.continue_, inputs, engine.schedule)
+        job.say(f"continuing after iteration {state.iteration}")
+    state = engine.run(state)
+    box, pixel_size = inputs.box_size, inputs.pixel_size
+    shell = resolution_shell(state.fsc)
+    curves = {"unmasked": state.fsc}
+    plots.save(
+        job.path("_fsc.png"),
+        plots.fsc(curves, box, pixel_size, shell, title="Half maps inside the particle's sphere"),
+    )
+    rot, tilt, _ = angles(engine.poses.rotations).T
+    plots.save(job.path("_orientations.png"), plots.orientations(rot, tilt))
+    plots.save(job.path("_class001.png"), plots.slices({"refined map": engine.final_map}, pixel_size))
+    job.say(
+        f"wrote {job.path('_class001.mrc')}; resolution {shell_to_resolution(shell, box, pixel_size):.2f} Å "
+        "(FSC = 0.143 of the half maps; make a mask and run postprocess for the final figure)"
+    )
