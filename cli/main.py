@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import sys
+import traceback
 from collections.abc import Sequence
 
 import click
@@ -90,8 +91,9 @@ def _fail(message: str, status: int) -> int:
 
 
 def _bug(error: Exception) -> int:
-    text = f"{type(error).__name__}: {error}".rstrip(": ")
-    return _fail(f"this is a bug in spa, please report it with the traceback in run.err ({text})", BUG)
+    last = traceback.extract_tb(error.__traceback__)[-1]
+    where = [*getattr(error, "__notes__", []), f"at {last.filename}:{last.lineno}"][0]
+    return _fail(f"a bug in spa, please report it: {type(error).__name__}: {error} ({where})", BUG)
 
 
 def main() -> None:

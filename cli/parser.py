@@ -92,9 +92,9 @@ def nearest(word: str, known: Iterable[str]) -> str:
 
 def flag_text(spec: Spec) -> str:
     """The left column of the help: flags and what they take."""
-    flags = " / ".join(_all_flags(spec))
     if spec.type is bool:
-        return flags
+        return " / ".join(_all_flags(spec))
+    flags = ", ".join(spec.flags)
     metavar = "|".join(spec.choices) if spec.choices else _METAVARS[spec.type]
     if spec.role in ("input", "file"):
         metavar = "FILE"
@@ -141,12 +141,10 @@ def _ignored_name(flag: str) -> str:
 def _ignored_parameter(flag: str) -> click.Option:
     takes_value = IGNORED_FLAGS[flag]
     kind = str if takes_value else None
-    return click.Option(
-        [_ignored_name(flag), flag], hidden=True, default=None, is_flag=not takes_value, type=kind
-    )
+    return click.Option([_ignored_name(flag), flag], hidden=True, default=None, is_flag=not takes_value, type=kind)
 
 
-class _Converted(click.ParamType):
+class _Converted(click.ParamType):  # type: ignore[type-arg,unused-ignore]  # generic from click 8.3 on
     """Text to the type of an option; bounds and choices are the dataclass's to check."""
 
     def __init__(self, spec: Spec) -> None:

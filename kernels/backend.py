@@ -70,6 +70,11 @@ def to_device(array: Array, device: int | None) -> Array:
         return cupy.asarray(array)
 
 
+def to_like(array: Array, like: Array) -> Array:
+    """A host array on the device of `like`."""
+    return xp_of(like).asarray(array)
+
+
 def to_host(array: Array) -> Array:
     """Bring an array to CPU memory (no copy if it is there)."""
     return cupy.asnumpy(array) if is_device(array) else np.asarray(array)

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 from numba import njit, prange
+
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, exponential, sincos_turns
 from spa.kernels.loader import BLOCK, launch, raw_module, require

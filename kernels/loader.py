@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from spa.kernels import backend
 from spa.kernels.backend import Array, is_device
 

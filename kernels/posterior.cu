@@ -33,10 +33,24 @@ __device__ __forceinline__ Chunk chunk(const long long* __restrict__ offsets)
     return c;
 }
 
+// Combination over the block of one value per thread, returned to thread 0.
+template <class T, class F> __device__ __forceinline__ T block_reduce(T value, F combine)
+{
+    __shared__ T partial[WARPS];
+    for (int d = 16; d > 0; d /= 2)
+        value = combine(value, __shfl_down_sync(0xffffffffu, value, d));
+    if (threadIdx.x % 32 == 0)
+        partial[threadIdx.x / 32] = value;
+    __syncthreads();
+    if (threadIdx.x == 0)
+        for (int w = 1; w < WARPS; w++)
+            value = combine(value, partial[w]);
+    return value;
+}
+
 extern "C" __global__ void maximum(const float* __restrict__ log_weight, const long long* __restrict__ offsets,
                                    Key* __restrict__ keys)
 {
-    __shared__ Key partial[WARPS];
     const Chunk c = chunk(offsets);
     if (c.begin >= c.end)
         return;
@@ -44,16 +58,9 @@ extern "C" __global__ void maximum(const float* __restrict__ log_weight, const l
     for (long long i = c.begin + threadIdx.x; i < c.end; i += BLOCK)
         if (log_weight[i] > impossible())
             best = max(best, key_of(log_weight[i], (unsigned)(i - c.segment)));
-    for (int d = 16; d > 0; d /= 2)
-        best = max(best, __shfl_down_sync(0xffffffffu, best, d));
-    if (threadIdx.x % 32 == 0)
-        partial[threadIdx.x / 32] = best;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int w = 1; w < WARPS; w++)
-            best = max(best, partial[w]);
+    best = block_reduce(best, [](Key a, Key b) { return max(a, b); });
+    if (threadIdx.x == 0)
         atomicMax(&keys[blockIdx.x], best);
-    }
 }
 
 // Unnormalised weights, their sum per chunk, and the histogram of the distance below the maximum:
@@ -63,7 +70,6 @@ extern "C" __global__ void accumulate(const float* __restrict__ log_weight, cons
                                       double* __restrict__ sums, int* __restrict__ counts)
 {
     extern __shared__ int histogram[];
-    __shared__ double partial[WARPS];
     const Chunk c = chunk(offsets);
     if (c.begin >= c.end)
         return;
@@ -81,16 +87,10 @@ extern "C" __global__ void accumulate(const float* __restrict__ log_weight, cons
         if (key && below < (float)n_bins)
             atomicAdd(&histogram[(int)below], 1);
     }
-    for (int d = 16; d > 0; d /= 2)
-        sum += __shfl_down_sync(0xffffffffu, sum, d);
-    if (threadIdx.x % 32 == 0)
-        partial[threadIdx.x / 32] = sum;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-        for (int w = 1; w < WARPS; w++)
-            sum += partial[w];
+    sum = block_reduce(sum, [](double a, double b) { return a + b; });
+    if (threadIdx.x == 0)
         sums[(size_t)blockIdx.x * gridDim.y + blockIdx.y] = sum;
-    }
+    __syncthreads();
     for (int b = threadIdx.x; b < n_bins; b += BLOCK)
         if (histogram[b])
             atomicAdd(&counts[(size_t)blockIdx.x * n_bins + b], histogram[b]);
@@ -122,13 +122,6 @@ extern "C" __global__ void conclude(const long long* __restrict__ offsets, const
     if (threadIdx.x != 0)
         return;
     const Key key = keys[image];
-    if (!key) {
-        threshold[image] = -impossible();
-        log_evidence[image] = impossible();
-        best[image] = -1;
-        factor[image] = 0.f;
-        return;
-    }
     double total = 0., sum = 0.;
     for (int t = 0; t < BLOCK; t++)
         total += held[t];
@@ -145,20 +138,15 @@ extern "C" __global__ void conclude(const long long* __restrict__ offsets, const
         number += kept[range++];
     }
     int b = range * span;
-    for (; b < n_bins; b++) {
+    for (; b < n_bins && so_far < wanted && (b == 0 || number + counts[b] <= cap); b++) {
         number += counts[b];
         so_far += tempered(counts, b, temperature);
-        if (number > cap && b > 0) {
-            b--;
-            break;
-        }
-        if (so_far >= wanted)
-            break;
     }
-    threshold[image] = value_of(key) - (float)min(b, n_bins - 1) / BINS_PER_UNIT;
-    log_evidence[image] = value_of(key) + log(sum);
-    best[image] = offsets[image] + (0xffffffffu - (unsigned)key);
-    factor[image] = (float)(1. / sum);
+    const int last = max(min(b, n_bins) - 1, 0);
+    threshold[image] = key ? value_of(key) - (float)last / BINS_PER_UNIT : -impossible();
+    log_evidence[image] = key ? value_of(key) + log(sum) : impossible();
+    best[image] = key ? offsets[image] + (0xffffffffu - (unsigned)key) : -1;
+    factor[image] = key ? (float)(1. / sum) : 0.f;
 }
 
 extern "C" __global__ void normalise(const long long* __restrict__ offsets, const float* __restrict__ factor,

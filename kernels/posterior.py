@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numba import njit, prange
+
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, exponential
 from spa.kernels.loader import launch, raw_module, require

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange
+
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, sincos_turns
 from spa.kernels.loader import BLOCK, launch, raw_module, require
@@ -63,6 +64,19 @@ def _dots4(reference, row0, row1, row2, row3, out):  # type: ignore[no-untyped-d
         s2 += p * row2[k]
         s3 += p * row3[k]
     out[0], out[1], out[2], out[3] = s0, s1, s2, s3
+
+
+@njit(nogil=True, fastmath=RELAXED)
+def _add(total, weight, row):  # type: ignore[no-untyped-def]
+    for k in range(row.size):
+        total[k] += weight * row[k]
+
+
+@njit(nogil=True, fastmath=RELAXED)
+def _add4(total, weights, row0, row1, row2, row3):  # type: ignore[no-untyped-def]
+    w0, w1, w2, w3 = weights[0], weights[1], weights[2], weights[3]
+    for k in range(total.size):
+        total[k] += w0 * row0[k] + w1 * row1[k] + w2 * row2[k] + w3 * row3[k]
 
 
 @njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
@@ -126,11 +140,22 @@ def _weighted_images_cpu(  # type: ignore[no-untyped-def]
         for group in range(first, last):
             values[group] = 0
             total = np.float32(0)
-            for c in range(group_offsets[group], group_offsets[group + 1]):
-                row, p = rows[slot[candidate_shift[c]]], posterior[c]
-                total += p
-                for k in range(row.size):
-                    values[group, k] += p * row[k]
+            c, stop = group_offsets[group], group_offsets[group + 1]
+            while c + 4 <= stop:
+                _add4(
+                    values[group],
+                    posterior[c : c + 4],
+                    rows[slot[candidate_shift[c]]],
+                    rows[slot[candidate_shift[c + 1]]],
+                    rows[slot[candidate_shift[c + 2]]],
+                    rows[slot[candidate_shift[c + 3]]],
+                )
+                total += posterior[c] + posterior[c + 1] + posterior[c + 2] + posterior[c + 3]
+                c += 4
+            while c < stop:
+                _add(values[group], posterior[c], rows[slot[candidate_shift[c]]])
+                total += posterior[c]
+                c += 1
             for k in range(kx.size):
                 group_weights[group, k] = total * weights[i, k]
 

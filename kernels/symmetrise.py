@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit, prange
+
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.loader import BLOCK, launch, raw_module, require
 

@@ -106,6 +106,7 @@ class Job:
             self._log(1, f"error: {error}")
         elif error is not None:
             self._log(1, "".join(traceback.format_exception(kind, error, trace)).rstrip())
+            error.add_note(f"traceback in {self.folder / 'run.err'}")
         for log in self._logs:
             log.close()
         try:

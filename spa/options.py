@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import math
 import os
@@ -93,7 +92,6 @@ class Spec:
         return self.default is REQUIRED
 
 
-@functools.cache
 def specs(cls: type) -> tuple[Spec, ...]:
     """The options of a dataclass, group by group, `Compute` last."""
     hints = typing.get_type_hints(cls)
@@ -170,12 +168,12 @@ def validate(options: Any) -> None:
 
 def _validate_value(spec: Spec, value: Any) -> None:
     flag = spec.flags[0]
-    allowed = (int, float) if spec.type is float else spec.type
+    allowed = (int, float) if spec.type is float else (spec.type,)
     if not isinstance(value, allowed) or (spec.type is not bool and isinstance(value, bool)):
         raise UsageError(f"{flag} {value}: expected {_TYPE_NAMES[spec.type]}")
     if spec.choices and value not in spec.choices:
         raise UsageError(f"{flag} {value}: expected one of {', '.join(spec.choices)}")
-    if spec.type in (int, float):
+    if isinstance(value, int | float) and spec.type is not bool:
         low, high = spec.bounds
         outside = (low is not None and value < low) or (high is not None and value > high)
         if outside or not math.isfinite(value):

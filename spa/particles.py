@@ -219,9 +219,7 @@ class Particles:
             raise InputError(f"{self.path}: no column {self.ctf_missing}, which the CTF correction needs")
         for group in self.optics:
             if group.ctf_premultiplied:
-                raise InputError(
-                    f"{self.path}: data_optics, group {group.number}: images multiplied by their CTF"
-                )
+                raise InputError(f"{self.path}: data_optics, group {group.number}: images multiplied by their CTF")
         return ctf.coefficients(
             self.defocus_u,
             self.defocus_v,

@@ -45,8 +45,8 @@ def assembly(operators: Floats) -> Atoms:
 
     Returns
     -------
-    Atoms: eleven domains, about 120 Å long, without any symmetry, when the identity is alone; else copies of a
-    smaller protomer that touch around the axes.
+    Atoms: eleven domains, 130 Å at the longest, without any symmetry, when the identity is alone; else copies of a
+    protomer of three domains that touch around the axes.
     """
     if len(operators) == 1:
         return _packed(_domains(11)).centred()
@@ -63,7 +63,7 @@ def _around_axes(protomer: Atoms, operators: Floats) -> list[Atoms]:
     def gap(distance: float) -> float:
         placed = protomer.positions[::_SAMPLE] + distance * outward
         tree = cKDTree(placed)
-        return min(float(tree.query(placed @ op.T)[0].min()) for op in operators[1:])
+        return min(_nearest(tree, placed @ op.T) for op in operators[1:])
 
     placed = protomer.moved(np.eye(3), _approach(gap, 3 * protomer.radius(), 0.5) * outward)
     return [placed.moved(op, np.zeros(3)) for op in operators]
@@ -105,19 +105,25 @@ def _packed(domains: list[Atoms]) -> Atoms:
     rng = np.random.default_rng(_SEED)
     whole = domains[0]
     for domain in domains[1:]:
-        tree, centre = cKDTree(whole.positions[::_SAMPLE]), whole.positions.mean(axis=0)
-        landings = []
-        for direction in rng.normal(size=(_DIRECTIONS, 3)) * [1.3, 1.0, 0.8]:
-            outward = direction / np.linalg.norm(direction)
-
-            def gap(distance: float, outward: Floats = outward, domain: Atoms = domain) -> float:
-                positions = domain.positions[::_SAMPLE] + centre + distance * outward
-                return float(tree.query(positions)[0].min())
-
-            landings.append(centre + _approach(gap, whole.radius() + domain.radius(), 1.0) * outward)
-        nearest = min(landings, key=lambda landing: float(np.linalg.norm(landing - centre)))
+        directions = rng.normal(size=(_DIRECTIONS, 3)) * [1.3, 1.0, 0.8]
+        landings = [_landing(whole, domain, direction / np.linalg.norm(direction)) for direction in directions]
+        nearest = min(landings, key=lambda landing: float(np.linalg.norm(landing)))
         whole = joined([whole, domain.moved(np.eye(3), nearest)]).centred()
     return whole
+
+
+def _landing(whole: Atoms, domain: Atoms, outward: Floats) -> Floats:
+    """Where a domain that comes towards the origin along a direction touches `whole`."""
+    tree = cKDTree(whole.positions[::_SAMPLE])
+
+    def gap(distance: float) -> float:
+        return _nearest(tree, domain.positions[::_SAMPLE] + distance * outward)
+
+    return np.asarray(_approach(gap, whole.radius() + domain.radius(), 1.0) * outward)
+
+
+def _nearest(tree: cKDTree, positions: Floats) -> float:
+    return float(np.min(tree.query(positions)[0]))
 
 
 # Folds: where the secondary structure lies
@@ -187,7 +193,7 @@ def _placed_backbone(element: _Element, roll: float) -> Floats:
     direction = element.direction / np.linalg.norm(element.direction)
     turn, _ = Rotation.align_vectors([direction], [[0.0, 0.0, 1.0]])
     turn = turn * Rotation.from_euler("Z", roll, degrees=True)
-    return turn.apply(local.reshape(-1, 3)).reshape(local.shape) + element.middle
+    return np.asarray(turn.apply(local.reshape(-1, 3)).reshape(local.shape) + element.middle)
 
 
 def _ideal_backbone(kind: str, n_residues: int) -> Floats:
@@ -195,11 +201,11 @@ def _ideal_backbone(kind: str, n_residues: int) -> Floats:
     phi, psi = _PHI_PSI[kind]
     atoms = [np.array([0.0, 0.0, 0.0]), np.array([1.458, 0.0, 0.0]), np.array([2.0, 1.42, 0.0])]
     while len(atoms) < 3 * n_residues:
-        atoms.append(_next_atom(*atoms[-3:], 1.329, 117.0, psi))
-        atoms.append(_next_atom(*atoms[-3:], 1.458, 121.7, 180.0))
-        atoms.append(_next_atom(*atoms[-3:], 1.525, 111.0, phi))
+        atoms.append(_next_atom(atoms[-3:], 1.329, 117.0, psi))
+        atoms.append(_next_atom(atoms[-3:], 1.458, 121.7, 180.0))
+        atoms.append(_next_atom(atoms[-3:], 1.525, 111.0, phi))
     trace = np.array(atoms).reshape(n_residues, 3, 3)
-    oxygen = np.array([_next_atom(n, ca, c, 1.231, 120.5, psi + 180.0) for n, ca, c in trace])
+    oxygen = np.array([_next_atom([n, ca, c], 1.231, 120.5, psi + 180.0) for n, ca, c in trace])
     backbone = np.concatenate([trace, oxygen[:, None]], axis=1)
 
     step, _ = Rotation.align_vectors(trace[1] - trace[1].mean(axis=0), trace[0] - trace[0].mean(axis=0))
@@ -210,18 +216,17 @@ def _ideal_backbone(kind: str, n_residues: int) -> Floats:
     on_axis = np.linalg.lstsq(np.eye(3) - step.as_matrix(), across, rcond=None)[0]
     upright, _ = Rotation.align_vectors([[0.0, 0.0, 1.0]], [axis])
     standing = upright.apply((backbone - on_axis).reshape(-1, 3)).reshape(backbone.shape)
-    return standing - [0.0, 0.0, standing[..., 2].mean()]
+    return np.asarray(standing - [0.0, 0.0, standing[..., 2].mean()])
 
 
-def _next_atom(a: Floats, b: Floats, c: Floats, length: float, angle: float, dihedral: float) -> Floats:
-    """The atom bonded to c, with the bond angle b-c-d and the dihedral a-b-c-d in degrees."""
+def _next_atom(chain: list[Floats], length: float, angle: float, dihedral: float) -> Floats:
+    """The atom d bonded to the last of a-b-c, with the bond angle b-c-d and the dihedral a-b-c-d in degrees."""
+    a, b, c = chain
     theta, phi = np.radians([angle, dihedral])
     bond = (c - b) / np.linalg.norm(c - b)
     normal = np.cross(b - a, bond)
     normal /= np.linalg.norm(normal)
-    offset = -np.cos(theta) * bond + np.sin(theta) * (
-        np.cos(phi) * np.cross(normal, bond) + np.sin(phi) * normal
-    )
+    offset = -np.cos(theta) * bond + np.sin(theta) * (np.cos(phi) * np.cross(normal, bond) + np.sin(phi) * normal)
     return np.asarray(c + length * offset)
 
 
@@ -278,9 +283,7 @@ def _side_chain(n: Floats, ca: Floats, c: Floats, length: int, chi: Floats) -> l
     stem = [n, ca, ca + 1.53 * outward / np.linalg.norm(outward)]
     atoms = [stem[-1]]
     for angle in chi:
-        tip = _next_atom(*stem[-3:], 1.53, 112.0, angle)
-        atoms += [tip, _next_atom(*stem[-3:], 1.53, 112.0, angle + 120.0)]
+        tip = _next_atom(stem[-3:], 1.53, 112.0, angle)
+        atoms += [tip, _next_atom(stem[-3:], 1.53, 112.0, angle + 120.0)]
         stem.append(tip)
     return atoms[:length]
-
-

@@ -141,7 +141,8 @@ def sharpen(
     volume : float (box, box, box), axes (z, y, x).
     pixel_size : Å.
     fsc : weights come from this curve (box // 2 + 1); None for no weighting.
-    mtf : divided out; None for none. Beyond its last frequency the last value holds.
+    mtf : divided out below the Nyquist frequency (as RELION); None for none. Beyond its last frequency its last
+        value holds.
     bfactor : Å² applied as exp(-bfactor / (4 d²)), negative sharpens, 0 does nothing; None fits it.
     fit_range : (low, high) resolution in Å of the fit, see `fit_guinier`. Without enough shells nothing is
     applied.
@@ -154,7 +155,8 @@ def sharpen(
     original = latest = guinier_plot(ft)
     mtf_corrected = weighted = sharpened = fit = None
     if mtf is not None:
-        ft /= xp.interp(frequency, xp.asarray(mtf.frequency), xp.asarray(mtf.value)).astype(np.float32)
+        values = xp.interp(frequency, xp.asarray(mtf.frequency), xp.asarray(mtf.value))
+        ft /= xp.where(frequency < 1 / (2 * pixel_size), values, 1).astype(np.float32)
         mtf_corrected = latest = guinier_plot(ft)
     if fsc is not None:
         weight = np.zeros(int(rfft_shells(box, 3).max()) + 1, dtype=np.float32)

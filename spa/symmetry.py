@@ -41,13 +41,6 @@ def _generators(group: str) -> list[tuple[int, Axis]]:
     return axes if match[1] == "C" else [*axes, (2, (1, 0, 0))]
 
 
-def canonical_name(group: str) -> str:
-    """The group's name in capitals, I as I2; raises InputError if the group is unknown."""
-    _generators(group)
-    name = group.strip().upper()
-    return "I2" if name == "I" else name
-
-
 @lru_cache(maxsize=16)
 def operators(group: str) -> Matrices:
     """Rotation matrices of a point group, float64 (n, 3, 3), the identity first; read-only.
@@ -95,9 +88,7 @@ def _cell_planes(packed: bytes) -> tuple[NDArray[np.float64], NDArray[np.float64
     return centre, normals / np.linalg.norm(normals, axis=-1, keepdims=True)
 
 
-def asymmetric_unit(
-    directions: ArrayLike, group_operators: ArrayLike, margin_deg: float = 0.0
-) -> NDArray[np.bool_]:
+def asymmetric_unit(directions: ArrayLike, group_operators: ArrayLike, margin_deg: float = 0.0) -> NDArray[np.bool_]:
     """Mask (n,) of the unit directions (n, 3) inside the group's asymmetric unit, widened by a margin in
     degrees.
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from spa.kernels import backend
 
+from spa.kernels import backend
 from tests.emulation import emulated_cupy
 
 

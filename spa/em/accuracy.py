@@ -7,9 +7,9 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
-from spa.em.expectation import Reference, to_like
+from spa.em.expectation import Reference
 from spa.em.state import Batch
-from spa.kernels.backend import to_host, xp_of
+from spa.kernels.backend import to_host, to_like, xp_of
 from spa.kernels.slices import extract_slices
 
 DISTINGUISHABLE = 4.605

@@ -20,7 +20,7 @@ from spa.em.sampling import (
 )
 from spa.em.settings import Search
 from spa.em.state import Batch
-from spa.kernels.backend import Array, to_device, xp_of
+from spa.kernels.backend import Array, to_like, xp_of
 from spa.kernels.posterior import Posterior, posterior
 from spa.kernels.scoring import dense_scores, squared_difference
 from spa.kernels.slices import extract_slices
@@ -172,12 +172,20 @@ class Descent:
             scored += len(log_weight)
             if depth == len(levels) - 1:
                 break
-            tempered = search.temperature if depth <= 1 else 1.0
-            chosen = posterior(log_weight, survivors.candidate_offsets, search.mass, tempered, search.level_cap)
+            best = posterior(log_weight, survivors.candidate_offsets, search.mass, 1.0, 0).best
             image = segment_index(survivors.candidate_offsets, len(log_weight))
-            survivors = keep(survivors, log_weight >= chosen.threshold[image])
+            tempered = log_weight * self._temperature(log_weight[best], depth)[image]
+            chosen = posterior(tempered, survivors.candidate_offsets, search.mass, 1.0, search.level_cap)
+            survivors = keep(survivors, tempered >= chosen.threshold[image])
         final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, 0)
         return Scores(levels[-1], survivors, log_weight, final, scored)
+
+    def _temperature(self, best: Array, depth: int) -> Array:
+        """Exponent per image, float32, that lets survive what the coarseness of a level may have put too low."""
+        search = self.search
+        coldest = search.temperature if depth <= 1 else 1.0
+        allowance = search.coarse_error * xp_of(best).maximum(best, 1)
+        return xp_of(best).minimum(coldest, -np.log(1 - search.mass) / allowance).astype(np.float32)
 
     def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
         s = self.search
@@ -222,18 +230,11 @@ class Descent:
             log_weight += class_prior[None, :, None]
             log_weight += prior[:, None, :]
             ends = xp.arange(stop - start + 1, dtype=np.int64) * per_image
-            chosen = posterior(
-                log_weight.reshape(-1), ends, self.search.mass, self.search.temperature, self.search.dense_cap
-            )
+            log_weight *= self._temperature(log_weight.max((1, 2)), 0)[:, None, None]
+            chosen = posterior(log_weight.reshape(-1), ends, self.search.mass, 1.0, self.search.dense_cap)
             kept = xp.nonzero((log_weight >= chosen.threshold[:, None, None]).reshape(-1))[0]
             flat.append(kept + start * per_image)
         return from_dense(xp.concatenate(flat), orientations, len(batch), shifts)
-
-
-def to_like(array: np.ndarray[Any, Any], like: Array) -> Array:
-    """A copy of a host array on the device of `like`."""
-    xp = xp_of(like)
-    return array if xp is np else to_device(array, like.device.id)
 
 
 def _to_device(candidates: Candidates, like: Array) -> Candidates:

@@ -7,13 +7,14 @@ from typing import Any
 
 import numpy as np
 
-from spa.em.expectation import Reference, Scores, Step, to_like
+from spa.em.expectation import Reference, Scores, Step
 from spa.em.sampling import keep, segment_index
 from spa.em.settings import Search
 from spa.em.state import Batch, FloatArray, Sums
 from spa.fourier import forward
 from spa.fsc import fsc
-from spa.kernels.backend import Array, to_host, xp_of
+from spa.grids import radius_grid
+from spa.kernels.backend import Array, to_host, to_like, xp_of
 from spa.kernels.scoring import weighted_images
 from spa.kernels.slices import extract_slices, insert_slices
 from spa.noise import shell_average
@@ -260,7 +261,7 @@ def reconstruct_halves(
     padding: int,
     kmax: int,
     tau2_fudge: float,
-    fsc_mask: FloatArray,
+    sphere: FloatArray,
     join_shell: int,
     join: bool,
 ) -> Maps:
@@ -268,7 +269,7 @@ def reconstruct_halves(
 
     Parameters
     ----------
-    fsc_mask : soft sphere of the particle, under which the halves are compared.
+    sphere : float32 (box, box, box), soft sphere of the particle, under which the halves are compared.
     join_shell : shells below this are shared by the halves (0: none); they cannot be told apart there.
     join : also reconstruct both halves together.
 
@@ -282,7 +283,7 @@ def reconstruct_halves(
         for c in range(n_classes):
             half.data[c], half.weight[c] = symmetrise(half.data[c], half.weight[c], operators)
     unfiltered = np.array(
-        [[_solve(h, c, box, padding, kmax, None) for c in range(n_classes)] for h in sums], dtype=np.float32
+        [[_solve(h, c, box, padding, kmax, None, sphere) for c in range(n_classes)] for h in sums], dtype=np.float32
     )
     shells = box // 2 + 1
     weights = np.array([[_shell_weight(h, c, padding, shells) for c in range(n_classes)] for h in sums])
@@ -291,7 +292,7 @@ def reconstruct_halves(
         inverse = np.stack([[_inverse_tau2_from_power(m, tau2_fudge) for m in unfiltered[0]]])
         joined_inverse = inverse[0]
     else:
-        curve = fsc(unfiltered[0, 0] * fsc_mask, unfiltered[1, 0] * fsc_mask)
+        curve = fsc(unfiltered[0, 0] * sphere, unfiltered[1, 0] * sphere)
         curve[kmax + 1 :] = 0
         curve[:2] = 1
         if join_shell > 0:
@@ -301,21 +302,34 @@ def reconstruct_halves(
         inverse = weights * noise_to_signal
         joined_inverse = weights.mean(0) * noise_to_signal
     regularised = np.array(
-        [[_solve(h, c, box, padding, kmax, inverse[i, c]) for c in range(n_classes)] for i, h in enumerate(sums)],
+        [
+            [_solve(h, c, box, padding, kmax, inverse[i, c], sphere) for c in range(n_classes)]
+            for i, h in enumerate(sums)
+        ],
         dtype=np.float32,
     )
     joined = None
     if join:
         both = sum(sums[1:], sums[0])
         joined = np.array(
-            [_solve(both, c, box, padding, kmax, joined_inverse[c]) for c in range(n_classes)], np.float32
+            [_solve(both, c, box, padding, kmax, joined_inverse[c], sphere) for c in range(n_classes)], np.float32
         )
     tau2 = 1 / np.maximum(inverse, 1e-30)
     return Maps(regularised, unfiltered if len(sums) == 2 else None, joined, curve, tau2)
 
 
-def _solve(sums: Sums, c: int, box: int, padding: int, kmax: int, inverse_tau2: FloatArray | None) -> FloatArray:
+def _solve(
+    sums: Sums, c: int, box: int, padding: int, kmax: int, inverse_tau2: FloatArray | None, sphere: FloatArray
+) -> FloatArray:
+    """The map of one class, its solvent at zero.
+
+    The images carry no mean (their background is normalised away), so the grey level of the solvent, outside
+    the particle's sphere, settles the mean of the map.
+    """
     volume: FloatArray = to_host(solve(sums.data[c], sums.weight[c], box, padding, kmax, inverse_tau2))
+    solvent = (sphere == 0) & (radius_grid(box, 3) < box // 2)
+    if solvent.any():
+        volume -= volume[solvent].mean(dtype=np.float64)
     return volume
 
 

@@ -206,7 +206,7 @@ def neighbourhood(
     psi = (nearest[..., None] + window) % level.n_psi
     orientation = (near[..., None].astype(np.int64) * level.n_psi + psi).ravel()
     x, y = level.offsets().T / level.offset_step
-    disc = np.nonzero(x**2 + y**2 <= (offset_radius + 0.25) ** 2)[0].astype(np.int32)
+    disc = np.nonzero(x**2 + y**2 <= offset_radius**2 + 1e-6)[0].astype(np.int32)
     per_image = n_directions * len(window)
     return Candidates(
         np.arange(n + 1, dtype=np.int64) * per_image,

@@ -98,6 +98,9 @@ class Search:
     """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
     temperature: float = 0.5
     """Exponent of the tempered selection at the two coarsest levels."""
+    coarse_error: float = 0.15
+    """Share of the best log-likelihood by which a coarse level may misjudge a candidate: the stronger the signal,
+    the more its error outweighs differences between candidates, so the temperature falls with it."""
     mass: float = 0.999
     """Share of the tempered posterior that survives a level."""
     dense_cap: int = 600

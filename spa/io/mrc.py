@@ -61,17 +61,13 @@ def info(path: str | os.PathLike[str]) -> MrcInfo:
         raw = handle.read(HEADER)
         size = handle.seek(0, os.SEEK_END)
     if len(raw) < HEADER:
-        raise InputError(
-            f"{path}: expected an MRC file, found {len(raw)} bytes, less than its header of {HEADER}"
-        )
+        raise InputError(f"{path}: expected an MRC file, found {len(raw)} bytes, less than its header of {HEADER}")
     header = _header(path, raw)
     order = header.dtype["nx"].byteorder
     mode = int(header["mode"])
     shape = (int(header["nz"]), int(header["ny"]), int(header["nx"]))
     if min(shape) < 1 or int(header["nsymbt"]) < 0:
-        raise InputError(
-            f"{path}: corrupt MRC header: {_size(shape)} pixels, {int(header['nsymbt'])} extended bytes"
-        )
+        raise InputError(f"{path}: corrupt MRC header: {_size(shape)} pixels, {int(header['nsymbt'])} extended bytes")
     if mode not in DTYPES:
         known = ", ".join(f"{m} ({np.dtype(t).name})" for m, t in DTYPES.items())
         raise InputError(f"{path}: MRC mode {mode} cannot be read; expected one of {known}")
@@ -125,9 +121,7 @@ def read_volume(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], floa
     if pixel_size <= 0:
         raise InputError(f"{path}: expected a pixel size in the header, found {pixel_size:g} A")
     if not np.isfinite(volume).all():
-        raise InputError(
-            f"{path}: expected finite voxels, found {int((~np.isfinite(volume)).sum())} that are not"
-        )
+        raise InputError(f"{path}: expected finite voxels, found {int((~np.isfinite(volume)).sum())} that are not")
     return volume, pixel_size
 
 
@@ -137,16 +131,12 @@ def check_box(box_size: int, path: str | os.PathLike[str]) -> None:
         raise InputError(f"{path}: expected an even box, found {box_size} pixels")
 
 
-def write_volume(
-    path: str | os.PathLike[str], volume: NDArray[Any], pixel_size: float, float16: bool = False
-) -> None:
+def write_volume(path: str | os.PathLike[str], volume: NDArray[Any], pixel_size: float, float16: bool = False) -> None:
     """Write a map (z, y, x), `pixel_size` in Angstrom, as mode 2 (or 12: float16), whole or not at all."""
     _write(path, volume, pixel_size, float16, stack=False)
 
 
-def write_stack(
-    path: str | os.PathLike[str], images: NDArray[Any], pixel_size: float, float16: bool = False
-) -> None:
+def write_stack(path: str | os.PathLike[str], images: NDArray[Any], pixel_size: float, float16: bool = False) -> None:
     """Write images (n, y, x), or one image (y, x), as an image stack; as `write_volume` otherwise."""
     _write(path, images if images.ndim == 3 else images[None], pixel_size, float16, stack=True)
 
@@ -167,9 +157,7 @@ class StackWriter:
         shape = self._file.data.shape
         stop = self.n_written + len(images)
         if images.shape[1:] != shape[1:] or stop > shape[0]:
-            raise ValueError(
-                f"{self.path}: {images.shape} after {self.n_written} images does not fit {shape}"
-            )
+            raise ValueError(f"{self.path}: {images.shape} after {self.n_written} images does not fit {shape}")
         self._file.data[self.n_written : stop] = images
         images = self._file.data[self.n_written : stop].astype(np.float32)  # as rounded for the file
         self._sums += images.sum(dtype=np.float64), np.square(images, dtype=np.float64).sum()
@@ -230,9 +218,7 @@ class StackReader:
             self._infos[key] = info(key)
         return self._infos[key]
 
-    def read(
-        self, path: str | os.PathLike[str], indices: int | NDArray[np.integer[Any]]
-    ) -> NDArray[np.float32]:
+    def read(self, path: str | os.PathLike[str], indices: int | NDArray[np.integer[Any]]) -> NDArray[np.float32]:
         """Image(s) of a stack, counted from 0: float32 (rows, columns), or (n, rows, columns) for an array.
 
         Raises
@@ -303,9 +289,7 @@ def _check_size(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any], offset
         raise InputError(f"{path}: trailing bytes: {promise}")
 
 
-def _write(
-    path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, float16: bool, stack: bool
-) -> None:
+def _write(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, float16: bool, stack: bool) -> None:
     dtype = np.float16 if float16 else np.float32
     with whole_file(path) as temporary, mrcfile.new(temporary, overwrite=True) as file:
         with warnings.catch_warnings():

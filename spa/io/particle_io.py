@@ -72,7 +72,7 @@ def to_star(particles: Particles) -> StarFile:
         if old is not None and column.label in old:
             if not np.array_equal(_column(old, column), values):
                 table.set(column.label, values)
-        elif name in particles.assigned or np.any(values != column.default):
+        elif name in particles.assigned or name == "image_name" or np.any(values != column.default):
             table.set(column.label, values)
     if "rlnOpticsGroup" not in table:
         table.set("rlnOpticsGroup", particles.optics_values("number"))
@@ -213,9 +213,7 @@ def _rebase(found: StarFile, table: Block) -> None:
         table.set("rlnImageName", moved)
     optics = found["optics"]
     if "rlnMtfFileName" in optics:
-        optics.set(
-            "rlnMtfFileName", [seen_from_here(name) if name else "" for name in optics.text("rlnMtfFileName")]
-        )
+        optics.set("rlnMtfFileName", [seen_from_here(name) if name else "" for name in optics.text("rlnMtfFileName")])
 
 
 def _column(table: Block, column: Column) -> NDArray[Any]:
@@ -224,9 +222,7 @@ def _column(table: Block, column: Column) -> NDArray[Any]:
     return table.integers(column.label) if column.dtype is np.int64 else table.floats(column.label)
 
 
-def _optics(
-    found: StarFile, table: Block, image_names: NDArray[Any]
-) -> tuple[list[OpticsGroup], NDArray[np.int32]]:
+def _optics(found: StarFile, table: Block, image_names: NDArray[Any]) -> tuple[list[OpticsGroup], NDArray[np.int32]]:
     """The optics groups of a file and the place in that list of each particle's group."""
     block = found["optics"]
     numbers = block.integers("rlnOpticsGroup").tolist()

@@ -198,7 +198,7 @@ def read(path: str | os.PathLike[str]) -> StarFile:
 
     Notes
     -----
-    500,000 rows of 28 columns take about 3 s and 0.6 GB: the values go to polars in chunks and never are
+    500,000 rows of 28 columns take about 4 s and 0.6 GB: the values go to polars in chunks and never are
     Python objects all at once (a CIF document of the same file takes 7 s and 1.2 GB).
     """
     name = os.fspath(path)

@@ -74,9 +74,7 @@ class _Reader:
         if not self._open:
             raise self.error(f"expected data_BLOCK, found '{words[0][:40]}'")
         if self.n_rows:
-            raise self.error(
-                f"block data_{self.name} holds a table and pairs; a RELION block holds one of them"
-            )
+            raise self.error(f"block data_{self.name} holds a table and pairs; a RELION block holds one of them")
         name = words[0][1:]
         if name in self.tags:
             raise self.error(f"block data_{self.name}: column {name} appears twice")
@@ -85,9 +83,7 @@ class _Reader:
             if len(values) > 1 and values[1].startswith("#"):
                 values = values[:1]
             if len(values) != 1:
-                raise self.error(
-                    f"block data_{self.name}: expected one value for {name}, found {len(values)}"
-                )
+                raise self.error(f"block data_{self.name}: expected one value for {name}, found {len(values)}")
             self.values.extend(values)
         self.tags.append(name)
 
@@ -104,8 +100,7 @@ class _Reader:
             comment = next((i for i, value in enumerate(values) if value.startswith("#")), len(values))
             if comment != len(self.tags):
                 raise self.error(
-                    f"block data_{self.name}, row {self.n_rows + 1}: expected {len(self.tags)} values, "
-                    f"found {comment}"
+                    f"block data_{self.name}, row {self.n_rows + 1}: expected {len(self.tags)} values, found {comment}"
                 )
             values = values[:comment]
         self.values.extend(values)
@@ -133,9 +128,7 @@ class _Reader:
             document = gemmi.cif.read_string(f"data_x\nloop_\n_x\n{values}\n")
             found = [gemmi.cif.as_string(value) for value in document[0].find_values("_x")]
         except (ValueError, RuntimeError) as error:
-            raise self.error(
-                f"block data_{self.name}: quotes that do not close, or a value that needs them"
-            ) from error
+            raise self.error(f"block data_{self.name}: quotes that do not close, or a value that needs them") from error
         return [tag, *found] if tag else found
 
     def error(self, message: str) -> InputError:

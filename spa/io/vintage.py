@@ -79,8 +79,7 @@ def _pixel_sizes(main: Block, pixel_size: float | None) -> NDArray[np.float64]:
         if np.any(magnification <= 0):
             row = int(np.flatnonzero(magnification <= 0)[0]) + 1
             raise InputError(
-                f"{main.path}: data_{main.name}, row {row}, column rlnMagnification: expected a number "
-                f"above 0"
+                f"{main.path}: data_{main.name}, row {row}, column rlnMagnification: expected a number above 0"
             )
         return np.round(1e4 * main.floats("rlnDetectorPixelSize") / magnification, 6)
     if "rlnPixelSize" in main:

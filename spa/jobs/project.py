@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spa.errors import InputError
 from spa.io import mrc, star
@@ -84,17 +85,16 @@ def run(options: Options, job: Job) -> None:
     particles = _particles(options, box, pixel_size)
     n = len(particles)
     if options.sigma_offset > 0:
-        steps = np.random.default_rng([options.random_seed, 0]).normal(0, options.sigma_offset, (2, n)) * pixel_size
-        particles.update(
-            origin_x_angst=particles.origin_x_angst + steps[0], origin_y_angst=particles.origin_y_angst + steps[1]
-        )
+        rng = np.random.default_rng([options.random_seed, 0])
+        x, y = rng.normal(0, options.sigma_offset * pixel_size, (2, n))
+        particles.update(origin_x_angst=particles.origin_x_angst + x, origin_y_angst=particles.origin_y_angst + y)
     coefficients = _coefficients(particles, box, pixel_size) if options.ctf else None
     device = job.devices[0] if job.devices else None
     shell = None if options.maxres is None else max(1, int(box * pixel_size / options.maxres + 1e-6))
     projector = Projector(to_device(volume[None], device), options.pad, shell)
     angles = np.stack([particles.rot, particles.tilt, particles.psi], axis=1)
     shifts = -np.stack([particles.origin_x_angst, particles.origin_y_angst], axis=1) / pixel_size
-    stack = f"{options.o if options.o == job.rootname else job.rootname}.mrcs"
+    stack = job.path(".mrcs")
     size = max(1, _BATCH_PIXELS // box**2)
     with mrc.stack_writer(stack, n, box, pixel_size) as writer, job.progress(n, "Projecting", "images") as progress:
         for start in range(0, n, size):
@@ -129,12 +129,13 @@ def _particles(options: Options, box: int, pixel_size: float) -> Particles:
     else:
         angles = {name: np.array([getattr(options, name)]) for name in ("rot", "tilt", "psi")}
     particles = Particles.create([optics], np.zeros(len(angles["rot"]), dtype=np.int32))
-    offsets = {"origin_x_angst": options.xoff * pixel_size, "origin_y_angst": options.yoff * pixel_size}
-    particles.update(**angles, **(offsets if options.nr_uniform <= 0 else {}))
+    particles.update(**angles)
+    if options.nr_uniform <= 0:
+        particles.update(origin_x_angst=options.xoff * pixel_size, origin_y_angst=options.yoff * pixel_size)
     return particles
 
 
-def _coefficients(particles: Particles, box: int, pixel_size: float) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
+def _coefficients(particles: Particles, box: int, pixel_size: float) -> NDArray[np.float32]:
     """CTF coefficients in the frame of the map, whatever the pixel size of the particles."""
     for group in particles.optics:
         if group.box_size and abs(group.pixel_size / pixel_size - 1) > 0.01:
@@ -145,12 +146,10 @@ def _coefficients(particles: Particles, box: int, pixel_size: float) -> np.ndarr
     return particles.ctf_coefficients(box)
 
 
-def _noise(options: Options, numbers: np.ndarray[tuple[int], np.dtype[np.int64]], box: int) -> np.ndarray[
-    tuple[int, ...], np.dtype[np.float32]
-]:
+def _noise(options: Options, numbers: NDArray[np.int64], box: int) -> NDArray[np.float32]:
     """White noise images that follow from the seed and the particle number."""
     images = [
         np.random.default_rng([options.random_seed, int(number), 3]).standard_normal((box, box), dtype=np.float32)
         for number in numbers
     ]
-    return np.float32(options.white_noise) * np.stack(images)
+    return np.asarray(np.float32(options.white_noise) * np.stack(images))

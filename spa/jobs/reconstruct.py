@@ -20,11 +20,13 @@ from spa.job import Job
 from spa.kernels.backend import Array, to_device, to_host
 from spa.kernels.ctf import evaluate_ctf
 from spa.kernels.slices import insert_slices
+from spa.mask import soft_sphere
 from spa.options import CommonOptions, option
 from spa.particles import Particles
 from spa.reconstruct import new_accumulator, solve, symmetrise
 
 _BATCH_PIXELS = 1 << 22
+_EDGE = 3.0  # px
 _POSE_COLUMNS = ("rlnAngleRot", "rlnAngleTilt", "rlnAnglePsi")
 
 
@@ -55,7 +57,12 @@ class Options(CommonOptions):
         default_text="that of the particles",
     )
     maxres: float | None = option(
-        None, help="Resolution to reconstruct to", unit="Å", bounds=(0.01, None), group="Reference", default_text="Nyquist"
+        None,
+        help="Resolution to reconstruct to",
+        unit="Å",
+        bounds=(0.01, None),
+        group="Reference",
+        default_text="Nyquist",
     )
     pad: int = option(2, help="Padding factor of the transforms", bounds=(1, 4), group="Reference")
 
@@ -78,7 +85,7 @@ def run(options: Options, job: Job) -> None:
             adder.add(particles.subset(part), batch, options.ctf)
             progress.update(len(part))
     data, weight = symmetrise(adder.data[0], adder.weight[0], operators)
-    volume = to_host(solve(data, weight, box, options.pad, kmax))
+    volume = _without_corners(to_host(solve(data, weight, box, options.pad, kmax)))
     mrc.write_volume(options.o, volume, new_pixel_size)
     job.say(
         f"{options.o}: {len(chosen)} particles, {options.sym}, {box} px of {new_pixel_size:g} Å, "
@@ -122,6 +129,13 @@ class _Adder:
             (weights * self.share).astype(np.float32),
             self.padding,
         )
+
+
+def _without_corners(volume: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The map with all outside the sphere that fits the box set to its mean there, as RELION leaves it."""
+    inside = soft_sphere(len(volume), len(volume) / 2, _EDGE)
+    background = np.average(volume, weights=1 - inside)
+    return np.asarray(background + (volume - background) * inside, dtype=np.float32)
 
 
 def _chosen(options: Options, particles: Particles) -> NDArray[np.int64]:

@@ -241,7 +241,7 @@ def _write_stacks(
     spectrum: NDArray[np.float64],
     radius: float,
 ) -> NDArray[np.float64]:
-    """Write one stack per micrograph and return what the images were divided by; stacks kept by `--continue` are left."""
+    """Write one stack per micrograph, but for those `--continue` finds; returns what the images were divided by."""
     job.resume_from = job.folder / "job.json"
     deviations = []
     with job.progress(len(particles), "Simulating") as progress:

@@ -1,8 +1,8 @@
 // Runs CUDA C kernels on the CPU, one block after another, for tests of correctness.
 //
 // Every thread of a block is a fiber with its own stack. A fiber runs until its thread ends or waits at a barrier or
-// warp operation; then the scheduler resumes the next one. Threads are started and resumed in one of three orders
-// (forward, reverse, shuffled), so that a missing barrier shows as a result that depends on the order. Reported as
+// warp operation; then the scheduler resumes the next one, warp by warp. Threads are started and resumed in one of three
+// orders (forward, reverse, shuffled), so that a missing barrier shows as a result that depends on the order. Reported as
 // errors: threads that wait for others which never come, barriers reached at different places, lanes missing from a
 // mask. Dynamic shared memory is poisoned (NaN) before each block; shuffles from inactive lanes return poison.
 #pragma once
@@ -257,6 +257,25 @@ template <class T> static void shuffle_order(std::vector<T>& items, Random& rand
         std::swap(items[i - 1], items[random.below((unsigned)i)]);
 }
 
+// Runs one warp as far as it gets without the others, so that warps overtake each other; true if it got anywhere.
+static bool run_warp(unsigned number, const std::vector<Thread*>& active, Order order, Random& random)
+{
+    bool progress = false;
+    do {
+        std::vector<Thread*> members;
+        for (Thread* thread : active)
+            if (thread->alive && thread->linear / 32 == number)
+                members.push_back(thread);
+        if (order == SHUFFLED)
+            shuffle_order(members, random);
+        block->progress = false;
+        for (Thread* thread : members)
+            to_thread(thread);
+        progress |= block->progress;
+    } while (block->progress && !block->error);
+    return progress;
+}
+
 static void run_block(Block& b, Order order, Random& random, size_t shared_bytes)
 {
     static std::vector<Thread*> threads;
@@ -272,8 +291,10 @@ static void run_block(Block& b, Order order, Random& random, size_t shared_bytes
         shuffle_order(b.order, random);
 
     std::vector<Thread*> active;
+    std::vector<unsigned> warps;
+    for (unsigned w = 0; w < b.warps.size(); w++)
+        warps.push_back(order == REVERSE ? (unsigned)b.warps.size() - 1 - w : w);
     while (b.n_finished < b.n_threads && !b.error) {
-        b.progress = false;
         while (b.next_start < b.order.size()) {
             if (active.size() == threads.size()) {
                 threads.push_back(new Thread);
@@ -287,13 +308,12 @@ static void run_block(Block& b, Order order, Random& random, size_t shared_bytes
             begin(thread, b.order[b.next_start++]);
             to_thread(thread);
         }
-        std::vector<Thread*> turn = active;
         if (order == SHUFFLED)
-            shuffle_order(turn, random);
-        for (Thread* thread : turn)
-            if (thread->alive)
-                to_thread(thread);
-        if (b.n_finished < b.n_threads && !b.progress)
+            shuffle_order(warps, random);
+        bool progress = false;
+        for (unsigned w : warps)
+            progress |= run_warp(w, active, order, random);
+        if (b.n_finished < b.n_threads && !progress)
             fail("deadlock: threads wait for others that never come");
     }
     block = nullptr;

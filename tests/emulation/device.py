@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 import scipy.fft
 import scipy.ndimage
-from spa.kernels import backend, loader
 
+from spa.kernels import backend, loader
 from tests.emulation.module import EmulatedModule
 
 _MEMORY = 2**31

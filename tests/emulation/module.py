@@ -32,6 +32,7 @@ _FLAGS = (
 )
 _KINDS = {"f": "f", "i": "iu", "u": "iu"}
 _MAX_THREADS, _MAX_SHARED = 1024, 48 * 1024
+_MARGIN, _POISON = 256, 0x7F
 
 
 class KernelError(RuntimeError):
@@ -71,6 +72,23 @@ def _library(code: str) -> tuple[ctypes.CDLL, tuple[str, ...]]:
     return ctypes.CDLL(str(library)), names
 
 
+class _Guarded:
+    """A copy of an array between two margins of a value that no index or number survives."""
+
+    def __init__(self, host: np.ndarray) -> None:
+        self.host = host
+        self._buffer = np.full(host.nbytes + 2 * _MARGIN, _POISON, np.uint8)
+        self.inner = self._buffer[_MARGIN : _MARGIN + host.nbytes]
+        self.inner[:] = host.reshape(-1).view(np.uint8)
+
+    def release(self, kernel: str) -> None:
+        """Copy the result back; KernelError if a margin was written to."""
+        margins = self._buffer[:_MARGIN], self._buffer[_MARGIN + self.host.nbytes :]
+        if any((margin != _POISON).any() for margin in margins):
+            raise KernelError(f"{kernel}: writes outside an array of shape {self.host.shape}")
+        self.host.reshape(-1).view(np.uint8)[:] = self.inner
+
+
 class EmulatedKernel:
     """One kernel; arguments are checked against its C signature, as a GPU would silently not do."""
 
@@ -90,7 +108,8 @@ class EmulatedKernel:
             raise ValueError(
                 f"{self.name}: more than {_MAX_THREADS} threads or {_MAX_SHARED} bytes of shared memory"
             )
-        kept = [self._convert(i, value) for i, value in enumerate(args)]
+        guards: list[_Guarded] = []
+        kept = [self._convert(i, value, guards) for i, value in enumerate(args)]
         pointers = (ctypes.c_void_p * max(1, len(kept)))(*(ctypes.addressof(v) for v in kept))
         request = _Launch()
         request.grid[:], request.block[:] = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
@@ -98,8 +117,10 @@ class EmulatedKernel:
         request.order = ORDERS.index(EmulatedModule.thread_order)
         if self._launch(ctypes.byref(request), pointers):
             raise KernelError(f"{self.name}: {request.message.decode()}")
+        for guard in guards:
+            guard.release(self.name)
 
-    def _convert(self, position: int, value: Any) -> Any:
+    def _convert(self, position: int, value: Any, guards: list[_Guarded]) -> Any:
         kind, size = self.signature[position]
         if kind == "p":
             host = getattr(value, "host", None)
@@ -109,7 +130,8 @@ class EmulatedKernel:
                 )
             if not host.flags.c_contiguous:
                 raise ValueError(f"{self.name}, argument {position}: not C-contiguous")
-            return ctypes.c_void_p(host.ctypes.data)
+            guards.append(_Guarded(host))
+            return ctypes.c_void_p(guards[-1].inner.ctypes.data)
         if (
             not isinstance(value, np.generic)
             or value.itemsize != size

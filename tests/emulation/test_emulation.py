@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from spa.kernels import backend
 
+from spa.kernels import backend
 from tests.emulation import ORDERS, DeviceArray, EmulatedModule, KernelError, emulated_cupy
 
 REVERSE = """
@@ -78,6 +78,36 @@ extern "C" __global__ void k(float* x)
 """
     (x,) = launched(code, "k", np.zeros(64, np.float32), shared_mem=256)
     assert np.isnan(x).all()
+
+
+def test_a_warp_that_overtakes_another_shows_in_some_order():
+    """Without the barrier at the end of the loop, a fast warp overwrites what a slow one still has to read."""
+    code = """
+extern "C" __global__ void k(float* x)
+{
+    __shared__ float s[2];
+    for (int i = 0; i < 4; i++) {
+        const float v = __shfl_sync(0xffffffffu, (float)i, 0);
+        if (threadIdx.x %% 32 == 0)
+            s[threadIdx.x / 32] = v;
+        __syncthreads();
+        x[i * 64 + threadIdx.x] = s[0] + s[1];
+        %s
+    }
+}
+"""
+    want = np.repeat(2 * np.arange(4), 64)
+    for barrier, right in (("__syncthreads();", True), ("", False)):
+        zeros = np.zeros(256, np.float32)
+        results = [launched(code % barrier, "k", zeros, order=order)[0] for order in ORDERS]
+        assert all(np.array_equal(result, want) for result in results) == right
+
+
+@pytest.mark.parametrize("index", [-1, 64])
+def test_writing_outside_an_array_is_reported(index):
+    code = f'extern "C" __global__ void k(float* x) {{ if (threadIdx.x == 0) x[{index}] = 0.f; }}'
+    with pytest.raises(KernelError, match="outside"):
+        launched(code, "k", np.zeros(64, np.float32))
 
 
 def test_kernel_arguments_must_fit_the_signature():

@@ -20,10 +20,19 @@ BOX, PIXEL_SIZE, PADDING, N = 64, 2.5, 2, 600
 PIXELS = half_plane(BOX, 31)
 KX, KY = PIXELS.kx.astype(np.float32), PIXELS.ky.astype(np.float32)
 THREE_QUARTERS = 24
-COLUMNS = (
-    "rlnAngleRot rlnAngleTilt rlnAnglePsi rlnOriginXAngst rlnOriginYAngst rlnDefocusU rlnDefocusV "
-    "rlnDefocusAngle rlnPhaseShift rlnCtfBfactor rlnCtfScalefactor"
-).split()
+COLUMNS = [
+    "rlnAngleRot",
+    "rlnAngleTilt",
+    "rlnAnglePsi",
+    "rlnOriginXAngst",
+    "rlnOriginYAngst",
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnDefocusAngle",
+    "rlnPhaseShift",
+    "rlnCtfBfactor",
+    "rlnCtfScalefactor",
+]
 OPTICS = {
     "rlnOpticsGroup": 1,
     "rlnOpticsGroupName": "one",
@@ -96,9 +105,7 @@ def write_star(path, table, stack):
     def loop(names):
         return "loop_\n" + "".join(f"_{name} #{i}\n" for i, name in enumerate(names, 1))
 
-    rows = (
-        f"{i:06d}@{stack} " + " ".join(f"{x:.6f}" for x in row) + " 1\n" for i, row in enumerate(table, 1)
-    )
+    rows = (f"{i:06d}@{stack} " + " ".join(f"{x:.6f}" for x in row) + " 1\n" for i, row in enumerate(table, 1))
     path.write_text(
         "\n# version 30001\n\ndata_optics\n\n"
         + loop(OPTICS)
@@ -134,7 +141,20 @@ def test_projections_have_relions_poses_shifts_and_ctf(relion, data, tmp_path, w
     write_map(tmp_path / "map.mrc", data.volume)
     write_star(tmp_path / "in.star", data.table, "none.mrcs")
     flags = ["--ctf"] if with_ctf else []
-    run(relion, tmp_path, "relion_project", "--i", "map.mrc", "--ang", "in.star", "--o", "out", "--pad", "2", *flags)
+    run(
+        relion,
+        tmp_path,
+        "relion_project",
+        "--i",
+        "map.mrc",
+        "--ang",
+        "in.star",
+        "--o",
+        "out",
+        "--pad",
+        "2",
+        *flags,
+    )
     theirs = fourier.gather(fourier.forward(mrcfile.read(tmp_path / "out.mrcs")), PIXELS)
     ours = data.values(with_ctf, with_shift=True)
     assert image_correlation(ours, theirs).min() > 0.9999

@@ -19,9 +19,13 @@ def test_content_and_missing_folders_are_made(tmp_path: Path) -> None:
 def test_an_error_leaves_the_old_content_and_nothing_beside(tmp_path: Path) -> None:
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(RuntimeError, match="half way"), whole_file(path) as temporary:
+
+    def fail(temporary: Path) -> None:
         temporary.write_text("ne")
         raise RuntimeError("half way")
+
+    with pytest.raises(RuntimeError, match="half way"):
+        write_whole(path, fail)
     assert path.read_text() == "old"
     assert os.listdir(tmp_path) == ["file.txt"]
 
@@ -70,9 +74,7 @@ def test_a_file_that_is_not_there(tmp_path: Path, make: object, message: str) ->
         existing_file(path, "map")
 
 
-def test_names_are_looked_for_here_then_beside_the_star_file(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_names_are_looked_for_here_then_beside_the_star_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     project, data = tmp_path / "project", tmp_path / "data"
     project.mkdir()
     data.mkdir()

@@ -140,7 +140,7 @@ def damaged(path: Path, change: str) -> None:
         ("short", "expected an MRC file, found 1000 bytes, less than its header of 1024"),
         ("empty", "expected a map or stack, found an empty file"),
         ("text", "expected an MRC file, found a header whose axes and mode make no sense"),
-        ("mode=4", "MRC mode 4 cannot be read; expected one of 0 (int8), 1 (int16), 2 (float32), 6 (uint16), 12 (float16)"),
+        ("mode=4", "MRC mode 4 cannot be read; expected one of 0 (int8), 1 (int16), 2 (float32), 6 (uint16), 12"),
         ("nx=-5", "corrupt MRC header: 100 x 64 x -5 pixels, 0 extended bytes"),
         ("nsymbt=-1", "corrupt MRC header: 100 x 64 x 64 pixels, -1 extended bytes"),
         ("nz=2000000000", "truncated: header promises 2000000000 x 64 x 64 float32 (32,768,000,000,000 bytes of data)"),

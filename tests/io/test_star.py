@@ -18,19 +18,23 @@ from spa.io import star
 from spa.io.star import Block, StarFile
 from spa.io.star_text import CHUNK
 
-TABLE = """
-# version 30001
-
-data_particles
-
-loop_ 
-_rlnImageName #1 
-_rlnDefocusU #2 
-_rlnClassNumber #3 
-000001@a#1.mrcs 10000.500000 007
-000002@a#1.mrcs 1.2e4 2 
-
-"""
+TABLE = "\n".join(
+    [
+        "",
+        "# version 30001",
+        "",
+        "data_particles",
+        "",
+        "loop_ ",
+        "_rlnImageName #1 ",
+        "_rlnDefocusU #2 ",
+        "_rlnClassNumber #3 ",
+        "000001@a#1.mrcs 10000.500000 007",
+        "000002@a#1.mrcs 1.2e4 2 ",
+        "",
+        "",
+    ]
+)
 
 
 def write(folder: Path, text: str, name: str = "run_data.star") -> Path:
@@ -62,7 +66,7 @@ def test_pairs_quotes_comments_and_line_ends(tmp_path: Path) -> None:
     text = (
         "\ufeff# made by hand\r\ndata_general # the block\r\n\r\n_rlnA   1.50 # half\r\n_rlnB 'two words'\r\n"
         '_rlnC ""\r\n_rlnD "it\'s"\r\n\r\ndata_\r\nloop_ # a table\r\n_x\r\n_y #2\r\n'
-        '"a b" 1 # note\r\n# between\r\n\'\' it\'s\r\n"c" \'d\' \r\n'
+        "\"a b\" 1 # note\r\n# between\r\n'' it's\r\n\"c\" 'd' \r\n"
     )
     found = read(tmp_path, text)
     general = found["general"]
@@ -284,8 +288,8 @@ def test_relion_reads_what_we_write_and_we_read_it_back(tmp_path: Path, relion: 
     )
     star.write(tmp_path / "x.star", StarFile([optics, table]))
     subprocess.run(
-        [relion / "relion_star_handler", "--i", "x.star", "--o", "y.star", "--select", "rlnAngleRot", "--minval", "-200",
-         "--maxval", "200"],
+        [relion / "relion_star_handler", "--i", "x.star", "--o", "y.star",
+         "--select", "rlnAngleRot", "--minval", "-200", "--maxval", "200"],
         cwd=tmp_path, check=True, capture_output=True,
     )  # fmt: skip
     assert star.read(tmp_path / "y.star")["optics"].get_text("rlnOpticsGroupName") == "two words"

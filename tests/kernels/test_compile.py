@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+
 from spa.kernels import ctf, loader, posterior
 
 DEFINES: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {

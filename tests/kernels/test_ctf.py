@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from spa.kernels.backend import to_host
 from spa.kernels.ctf import evaluate_ctf
-
 from tests.kernels import truth
 
 BOX, PIXEL_SIZE = 64, 1.7

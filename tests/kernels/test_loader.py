@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from spa.kernels.loader import launch, raw_module, require
 
+from spa.kernels.loader import launch, raw_module, require
 from tests.emulation import emulated_cupy
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.special import logsumexp
+
 from spa.kernels.backend import to_host
 from spa.kernels.posterior import BINS_PER_UNIT, posterior
 
@@ -56,6 +57,13 @@ def test_the_cap_lowers_the_number_by_whole_bins(device):
         assert 1 <= kept <= 50
         if b - a > 50:
             assert int((segment >= threshold[i] - BIN).sum()) > 50 or kept == 50
+
+
+def test_with_one_candidate_per_bin_the_cap_is_met_exactly(device):
+    segment = -BIN * np.maximum(np.arange(400) - 0.5, 0)
+    for cap in range(1, 80):
+        log_weight, _, (_, threshold, _, _) = run(device, [segment], 0.9999, 0.3, cap)
+        assert int((log_weight >= threshold[0]).sum()) == cap
 
 
 def test_the_best_stays_with_its_ties_whatever_the_cap(device):

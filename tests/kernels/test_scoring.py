@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+
 from spa.kernels.backend import to_host
 from spa.kernels.scoring import dense_scores, squared_difference, weighted_images
 from spa.kernels.slices import extract_slices, half_radius
-
 from tests.kernels import truth
 
 BOX, KMAX = 16, 7

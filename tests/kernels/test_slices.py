@@ -5,9 +5,9 @@ from __future__ import annotations
 import numba
 import numpy as np
 import pytest
+
 from spa.kernels.backend import to_host
 from spa.kernels.slices import extract_slices, half_radius, insert_slices
-
 from tests.kernels import truth
 
 KMAX = 5

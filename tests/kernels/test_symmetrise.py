@@ -36,7 +36,7 @@ def test_sum_over_rotations_is_that_of_the_whole_volume(group, device):
     r, h = 4, operators(group)
     m = 2 * r + 3
     shape = (m, m, m)
-    half, full = friedel_complete((rng.standard_normal(shape) + 1j * rng.standard_normal(shape)))
+    half, full = friedel_complete(rng.standard_normal(shape) + 1j * rng.standard_normal(shape))
     half_weight, full_weight = friedel_complete(rng.uniform(0, 1, shape))
     data, weight = symmetrise_half_volumes(
         device(half.astype(np.complex64)), device(half_weight.astype(np.float32)), device(np.array(h))

@@ -8,7 +8,7 @@ from spa.grids import centred_coordinates, half_plane, radius_grid, rfft_multipl
 from spa.kernels.slices import extract_slices, half_radius
 
 
-@pytest.fixture()
+@pytest.fixture
 def rng():
     return np.random.default_rng(5)
 
@@ -93,9 +93,7 @@ def test_low_pass_is_a_raised_cosine_two_shells_wide_around_the_resolution():
     np.testing.assert_allclose(line[shell + 1 :], 0, atol=1e-5)
 
 
-@pytest.mark.parametrize(
-    ("pixel_size", "new_box"), [(3.0, 24), (1.5, 48), (1.37, 40), (2.3, 32), (2.0, 40), (4.0, 16)]
-)
+@pytest.mark.parametrize(("pixel_size", "new_box"), [(3.0, 24), (1.5, 48), (1.37, 40), (2.3, 32), (2.0, 40), (4.0, 16)])
 def test_resample_keeps_grey_values_and_centre(pixel_size, new_box):
     centre = (3.0, -5.0, 2.0)
     resampled = fourier.resample(blob(32, centre, 6.0, 2.0), 2.0, pixel_size, new_box)

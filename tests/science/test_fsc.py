@@ -133,8 +133,10 @@ def test_with_a_soft_mask_the_corrected_curve_follows_the_signal_inside():
     mask = soft_mask(maps.support, 0.5, 3, 6)
     curves = corrected_fsc(maps.half1, maps.half2, mask)
     noise = (maps.half1 - maps.half2) * mask / np.sqrt(2)
-    power = [np.bincount(rfft_shells(64, 3).ravel(), weights=(np.abs(np.fft.rfftn(v)) ** 2).ravel())[1:33]
-             for v in (maps.particle * mask, noise)]
+    power = [
+        np.bincount(rfft_shells(64, 3).ravel(), weights=(np.abs(np.fft.rfftn(v)) ** 2).ravel())[1:33]
+        for v in (maps.particle * mask, noise)
+    ]
     expected = power[0] / (power[0] + power[1])
     tail = slice(curves.randomise_from + 2, None)
     assert curves.corrected[1:][tail] == pytest.approx(expected[tail], abs=0.08)
@@ -165,8 +167,9 @@ def test_shells_are_resolutions():
 
 def curves_of(unmasked, masked=None, randomised=None, corrected=None):
     corrected = masked if corrected is None else corrected
-    return CorrectedFsc(unmasked, masked, randomised, unmasked if masked is None else corrected,
-                        None if randomised is None else 3)
+    return CorrectedFsc(
+        unmasked, masked, randomised, unmasked if masked is None else corrected, None if randomised is None else 3
+    )
 
 
 def falling(to, n=33):

@@ -43,7 +43,7 @@ def test_the_soft_edge_lies_outside_and_falls_with_distance():
     ball = radius(64) <= 15
     hard, soft = soft_mask(ball, 0.5, 2, 0), soft_mask(ball, 0.5, 2, 5)
     assert np.all(soft[hard == 1] == 1)
-    assert 0 <= soft.min()
+    assert soft.min() >= 0
     assert soft.max() == 1
     row = soft[32, 32, 32:]
     assert np.all(np.diff(row) <= 0)
@@ -68,10 +68,10 @@ def test_the_threshold_finds_the_particle_in_noise(noise, where):
         volume = np.where(radius(64) < 26, volume, 0).astype(np.float32)
     filtered = low_pass(volume, maps.pixel_size, 15)
     found = largest_pieces(filtered >= automatic_threshold(filtered, maps.pixel_size))
-    assert 0.7 < found.sum() / maps.support.sum() < 1.3
+    assert 0.7 < found.sum() / maps.support.sum() < 1.5
     mask = soft_mask(found, 0.5, 3, 6)
-    assert mask[maps.support].min() > 0.9
-    assert mask.mean() < 5 * maps.support.mean()
+    assert mask[maps.support].min() > 0.8
+    assert mask.mean() < 6 * maps.support.mean()
 
 
 @pytest.mark.parametrize("scale", [1e-4, 1e3])

@@ -1,0 +1,161 @@
+"""Every scoring path of the engine against a float64 likelihood written out; poses planted and found again."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from spa import euler
+from spa.em.expectation import Descent, Reference, Step, log_likelihood, score
+from spa.em.images import Preparer
+from spa.em.sampling import Candidates, make_level
+from spa.em.settings import Search
+from spa.em.state import Batch, Poses
+from spa.fourier import reference_transform
+from spa.kernels.backend import to_host
+from tests.em import tiny
+from tests.kernels import truth
+
+BOX, KMAX, PADDING = 16, 6, 2
+TURN = np.asarray(euler.random_rotations(1, np.random.default_rng(7)))[0]
+
+
+def place(put: Callable[[Any], Any], batch: Batch) -> Batch:
+    """The batch on the device of this run."""
+    names = ("spectra", "scored", "ctf", "inverse_sigma2", "origins", "kx", "ky")
+    return Batch(batch.indices, pixels=batch.pixels, **{n: put(getattr(batch, n)) for n in names})
+
+
+def make_batch(data: tiny.Data, poses: Poses | None = None) -> Batch:
+    n = len(data.images)
+    prepare = Preparer(BOX, data.coefficients, np.zeros(n, int), np.zeros(n, int), None, None)
+    sigma2 = np.full((1, BOX // 2 + 1), data.sigma2)
+    return prepare.batch(data.images, np.arange(n), poses or Poses.unknown(n), sigma2, np.ones(1))
+
+
+def make_step(levels: tuple[Any, ...], fit_scale: bool = False, local: bool = False, sigma: float = 1.5) -> Step:
+    first = levels[0]
+    orientations = np.arange(first.n_directions * first.n_psi, dtype=np.int64)
+    return Step(levels, local, orientations, np.arange(first.n_offsets**2, dtype=np.int32), fit_scale, sigma, KMAX)
+
+
+def make_reference(put: Callable[[Any], Any], volume: np.ndarray) -> Reference:
+    return Reference(
+        put(reference_transform(volume, PADDING, BOX // 2 - 1)[None]), PADDING, put(np.zeros(1, np.float32))
+    )
+
+
+def brute_force(data: tiny.Data, level: Any, orientation: np.ndarray, scale: float = 1.0) -> np.ndarray:
+    """-1/2 sum |X - a C P S|^2 / sigma2 + 1/2 sum |X|^2 / sigma2, float64 (n_images, n_orientations, n_shifts)."""
+    kx, ky = truth.half_plane(level.kmax)
+    batch = make_batch(data)
+    n = batch.pixels.prefix(level.kmax)
+    order = np.lexsort((ky, kx))
+    mine = np.lexsort((batch.pixels.ky[:n], batch.pixels.kx[:n]))
+    kx, ky = kx[order], ky[order]
+    spectra = tiny.spectra(data)[:, :n][:, mine].astype(np.complex128)
+    ctf = batch.ctf[:, :n][:, mine].astype(np.float64)
+    half = reference_transform(data.volume, PADDING, BOX // 2 - 1)
+    points = truth.slice_points(level.rotations(orientation).astype(np.float64), kx, ky, PADDING, 3)
+    slices = truth.interpolate(half, points)
+    back = truth.phases(kx, ky, -level.offsets(), BOX)
+    model = scale * ctf[:, None, None] * slices[None, :, None] * back[None, None]
+    difference = np.abs(spectra[:, None, None] - model) ** 2 - np.abs(spectra[:, None, None]) ** 2
+    return -difference.sum(-1) / (2 * data.sigma2)
+
+
+def log_prior(level: Any, sigma: float) -> np.ndarray:
+    return -(level.offsets().astype(np.float64) ** 2).sum(1) / (2 * sigma**2)
+
+
+@pytest.fixture(scope="module")
+def data() -> tiny.Data:
+    return tiny.simulate(4, BOX, snr=0.5)
+
+
+def test_sparse_scores_are_the_likelihood(device: Callable[[Any], Any], data: tiny.Data) -> None:
+    level = make_level(1, 1.0, 3, KMAX, TURN, 1)
+    rng = np.random.default_rng(1)
+    n_orientations = level.n_directions * level.n_psi
+    groups = np.concatenate([np.sort(rng.choice(n_orientations, 5, replace=False)) for _ in range(4)])
+    counts = rng.integers(1, 9, len(groups))
+    shift = np.concatenate([np.sort(rng.choice(9, c, replace=False)) for c in counts]).astype(np.int32)
+    offsets = np.concatenate([[0], np.cumsum(counts)])
+    lists = [device(a) for a in (np.arange(5) * 5, groups, offsets, shift)]
+    step = make_step((level,))
+    batch = place(device, make_batch(data))
+    for memory in (10**9, 1):
+        found = to_host(score(batch, make_reference(device, data.volume), level, Candidates(*lists), step, memory))
+        expected = brute_force(data, level, np.arange(n_orientations)) + log_prior(level, 1.5)
+        image = np.repeat(np.arange(4), 5)
+        wanted = np.concatenate(
+            [expected[i, g, shift[a:b]] for i, g, a, b in zip(image, groups, offsets, offsets[1:], strict=False)]
+        )
+        np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-3)
+
+
+def test_profile_likelihood_is_the_maximum_over_the_scale(data: tiny.Data) -> None:
+    level = make_level(0, 1.0, 1, KMAX, TURN, 0)
+    orientation = np.arange(40)
+    scales = np.linspace(0, 4, 2001)
+    curves = np.array([brute_force(data, level, orientation, s)[..., 0] for s in scales])
+    a, b = curves[500], curves[1000]  # scales 1 and 2: LL(a) = a c - a^2 m
+    norm = (2 * a - b) / 2
+    cross = a + norm
+    found = log_likelihood(cross.astype(np.float32), norm.astype(np.float32), fit_scale=True)
+    interior = curves.argmax(0) < 2000
+    np.testing.assert_allclose(found[interior], curves.max(0)[interior], rtol=1e-3, atol=1e-3)
+    assert np.all(found >= -1e-6)
+
+
+def test_descent_without_pruning_is_the_exhaustive_search(device: Callable[[Any], Any], data: tiny.Data) -> None:
+    coarse = make_level(0, 2.0, 1, KMAX, TURN, 0)
+    fine = make_level(1, 1.0, 2, KMAX, TURN, 0)
+    everything = Search(mass=1 - 1e-12, temperature=1e-6, dense_cap=0, level_cap=0, insertion_mass=1.0)
+    step = make_step((coarse, fine))
+    batch = place(device, make_batch(data))
+    scores = Descent(make_reference(device, data.volume), step, everything, 10**9).run(
+        batch, np.tile(np.eye(3), (4, 1, 1))
+    )
+    wanted = brute_force(data, fine, np.arange(fine.n_directions * fine.n_psi)) + log_prior(fine, 1.5)
+    assert len(scores.log_weight) == wanted.size
+    evidence = np.logaddexp.reduce(wanted.reshape(4, -1), axis=1)
+    np.testing.assert_allclose(to_host(scores.posterior.log_evidence), evidence, rtol=1e-5, atol=5e-3)
+    weights = to_host(scores.posterior.weights).astype(np.float64)
+    ends = to_host(scores.candidates.candidate_offsets)
+    np.testing.assert_allclose([weights[a:b].sum() for a, b in itertools.pairwise(ends)], 1, atol=1e-4)
+
+
+@pytest.mark.parametrize("fit_scale", [False, True])
+def test_planted_poses_are_found(fit_scale: bool) -> None:
+    data = tiny.simulate(24, BOX, snr=50.0, seed=3)
+    levels = tuple(make_level(order, 1.0 / 2**k, 7 * 2**k, KMAX, TURN, 1) for k, order in enumerate((1, 2, 3)))
+    reference = make_reference(lambda a: a, data.volume * (40 if fit_scale else 1))
+    scores = Descent(reference, make_step(levels, fit_scale), Search(), 10**9).run(
+        make_batch(data), np.tile(np.eye(3), (24, 1, 1))
+    )
+    best = scores.posterior.best
+    group = np.searchsorted(scores.candidates.group_offsets[1:], best, side="right")
+    rotations = scores.level.rotations(scores.candidates.orientation[group])
+    error = euler.angular_distance(rotations, data.rotations)
+    assert np.median(error) < scores.level.angular_step
+    assert (error < 2 * scores.level.angular_step).mean() >= 0.9
+    offset = scores.level.offsets()[scores.candidates.shift[best]]
+    assert np.median(np.hypot(*(offset - data.origins).T)) < 0.3
+
+
+def test_local_search_starts_at_the_last_pose() -> None:
+    data = tiny.simulate(16, BOX, snr=5.0, seed=4)
+    poses = Poses.unknown(16)
+    poses.rotations, poses.origins = data.rotations, data.origins
+    levels = (make_level(3, 0.25, 5, KMAX, TURN, 3), make_level(4, 0.25, 5, KMAX, TURN, 3))
+    scores = Descent(make_reference(lambda a: a, data.volume), make_step(levels, local=True), Search(), 10**9).run(
+        make_batch(data, poses), poses.rotations
+    )
+    group = np.searchsorted(scores.candidates.group_offsets[1:], scores.posterior.best, side="right")
+    found = scores.level.rotations(scores.candidates.orientation[group])
+    assert np.median(euler.angular_distance(found, data.rotations)) < 4.0
