@@ -86,6 +86,16 @@ def use_device(device: int | None) -> None:
         cupy.cuda.Device(device).use()
 
 
+def current_device() -> int:
+    """The number of the GPU that is current for this thread."""
+    return int(cupy.cuda.runtime.getDevice())
+
+
+def compile_cuda(code: str) -> Any:
+    """Compile CUDA C for the current GPU; the result has `get_function(name)`."""
+    return cupy.RawModule(code=code, options=("-std=c++17",))
+
+
 def device_memory(device: int | None) -> int | None:
     """Free bytes on GPU `device`; None for the CPU."""
     if device is None:
@@ -96,7 +106,7 @@ def device_memory(device: int | None) -> int | None:
 
 def set_threads(n: int) -> None:
     """Let Numba, BLAS and the FFT of this process use `n` threads."""
-    numba.set_num_threads(max(1, min(n, numba.config.NUMBA_NUM_THREADS)))
+    numba.set_num_threads(max(1, min(n, numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
     _limits[:] = [threadpool_limits(limits=n, user_api="blas")]
 
 

@@ -9,14 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from spa.kernels import backend
-from spa.kernels.backend import Array, is_device
+from spa.kernels.backend import Array, compile_cuda, current_device, is_device
 
 HERE = Path(__file__).parent
 BLOCK = 256
 """Threads per block of every kernel."""
 
 
+@functools.cache
 def source(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> str:
     """CUDA C of kernels/STEM.cu behind its `#define` preamble; compiler messages name the file and line."""
     path = HERE / f"{stem}.cu"
@@ -24,12 +24,7 @@ def source(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> str:
     return f'{preamble}#line 1 "{path.name}"\n{path.read_text()}'
 
 
-def compile_module(code: str) -> Any:
-    """Compile CUDA C for the current device: cupy.RawModule or anything with its call surface."""
-    return backend.cupy.RawModule(code=code, options=("-std=c++17",))
-
-
-_compile: Callable[[str], Any] = compile_module
+_compile: Callable[[str], Any] = compile_cuda
 
 
 @functools.cache
@@ -39,8 +34,7 @@ def _cached_module(compiler: Callable[[str], Any], device: int, code: str) -> An
 
 def raw_module(stem: str, defines: tuple[tuple[str, str], ...] = ()) -> Any:
     """Compiled kernels/STEM.cu for the current device, compiled once per device and set of defines."""
-    device = int(backend.cupy.cuda.runtime.getDevice())
-    return _cached_module(_compile, device, source(stem, defines))
+    return _cached_module(_compile, current_device(), source(stem, defines))
 
 
 def launch(

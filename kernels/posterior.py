@@ -139,9 +139,7 @@ def _n_bins(longest: int, mass: float, temperature: float) -> int:
     return min(_MAX_BINS, math.ceil(BINS_PER_UNIT * reach) + 2)
 
 
-def posterior(
-    log_weight: Array, offsets: Array, mass: float, temperature: float, max_candidates: int
-) -> Posterior:
+def posterior(log_weight: Array, offsets: Array, mass: float, temperature: float, max_candidates: int) -> Posterior:
     """Normalised posterior of each image's candidates and the threshold of the significant ones.
 
     Parameters

@@ -174,9 +174,7 @@ def _check(images: Array, weights: Array, kx: Array, ky: Array, shifts: Array) -
     require("shifts", shifts, np.float32, (None, 2), images)
 
 
-def _check_candidates(
-    images: Array, image_offsets: Array, group_offsets: Array, candidate_shift: Array
-) -> None:
+def _check_candidates(images: Array, image_offsets: Array, group_offsets: Array, candidate_shift: Array) -> None:
     require("image_offsets", image_offsets, np.int64, (images.shape[0] + 1,), images)
     require("group_offsets", group_offsets, np.int64, (None,), images)
     require("candidate_shift", candidate_shift, np.int32, (None,), images)
@@ -258,9 +256,7 @@ def squared_difference(
         launch(kernel, (n_groups,), (*arguments, n_pixels, cross, norm))
     else:
         parts = images.view(np.float32), weights, slices.view(np.float32), kx, ky, turns
-        _squared_difference_cpu(
-            *parts, image_offsets, group_slice, group_offsets, candidate_shift, cross, norm
-        )
+        _squared_difference_cpu(*parts, image_offsets, group_slice, group_offsets, candidate_shift, cross, norm)
     return cross, norm
 
 

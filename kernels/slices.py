@@ -168,9 +168,7 @@ def _scaled(rotations: Array, padding: int, ndim: int) -> Array:
     return scaled
 
 
-def extract_slices(
-    references: Array, classes: Array, rotations: Array, kx: Array, ky: Array, padding: int
-) -> Array:
+def extract_slices(references: Array, classes: Array, rotations: Array, kx: Array, ky: Array, padding: int) -> Array:
     """Central slices P of half transforms: n slices at n_pixels Fourier pixels.
 
     Parameters

@@ -117,9 +117,7 @@ def phase_factors(shifts: Array, kx: Array, ky: Array, box_size: int) -> Array:
     """Factors exp(-2 pi i k.shift / box), complex64 (n, n_pixels), that move content by +shifts (n, 2)
     pixels."""
     xp = xp_of(shifts)
-    angle = (-2 * np.pi / box_size) * (
-        shifts[:, 0, None] * xp.asarray(kx) + shifts[:, 1, None] * xp.asarray(ky)
-    )
+    angle = (-2 * np.pi / box_size) * (shifts[:, 0, None] * xp.asarray(kx) + shifts[:, 1, None] * xp.asarray(ky))
     return xp.exp(1j * angle).astype(np.complex64)
 
 

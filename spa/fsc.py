@@ -160,9 +160,7 @@ def doubts(curves: CorrectedFsc, pixel_size: float) -> list[str]:
             "other than signal (duplicate particles, a mask, refinement against one reference)"
         )
     if curves.masked is not None and curves.randomised is None:
-        found.append(
-            "the unmasked FSC never falls low enough to randomise phases: the masked FSC is not corrected"
-        )
+        found.append("the unmasked FSC never falls low enough to randomise phases: the masked FSC is not corrected")
     if curves.mask_hurts:
         found.append(
             "the unmasked FSC reaches further than the one corrected for the mask, which cuts into the "

@@ -131,9 +131,7 @@ def _place_to_nest(order: int, z: Floats, sine: Floats, quarter: Floats) -> Ints
     up = np.floor(nside * (0.5 + quarter - 0.75 * z)).astype(np.int64)
     down = np.floor(nside * (0.5 + quarter + 0.75 * z)).astype(np.int64)
     face_up, face_down = up // nside, down // nside
-    belt_face = np.where(
-        face_up == face_down, face_up % 4 + 4, np.where(face_up < face_down, face_up, face_down + 8)
-    )
+    belt_face = np.where(face_up == face_down, face_up % 4 + 4, np.where(face_up < face_down, face_up, face_down + 8))
     # polar caps: distance from the pole along the two edges of the face
     sector = np.minimum(quarter.astype(np.int64), 3)
     reach = nside * sine * np.sqrt(3 / (1 + np.abs(z)))

@@ -86,6 +86,13 @@ def soft_mask(volume: Array, threshold: float, extend: float, edge: float) -> Ar
     float32 NumPy array like volume, 1 inside to 0 outside.
     """
     inside = np.asarray(to_host(volume)) >= threshold
+    mask = np.zeros(inside.shape, dtype=np.float32)
+    near = _surroundings(inside, int(np.ceil(max(extend, 0) + max(edge, 0))) + 1)
+    mask[near] = _extended(inside[near], extend, edge)
+    return mask
+
+
+def _extended(inside: Array, extend: float, edge: float) -> Array:
     if extend > 0 and inside.any():
         inside = ndimage.distance_transform_edt(~inside) < extend
     elif extend < 0 and not inside.all():
@@ -93,6 +100,16 @@ def soft_mask(volume: Array, threshold: float, extend: float, edge: float) -> Ar
     if edge <= 0 or not inside.any():
         return inside.astype(np.float32)
     return _raised_cosine(ndimage.distance_transform_edt(~inside), edge, np)
+
+
+def _surroundings(inside: Array, margin: int) -> tuple[slice, ...]:
+    """The smallest box around the voxels `inside`, and a margin: beyond it no distance needs to be known."""
+    bounds = []
+    for axis in range(inside.ndim):
+        where = np.flatnonzero(inside.any(axis=tuple(a for a in range(inside.ndim) if a != axis)))
+        low, high = (where[0], where[-1] + 1) if where.size else (0, 0)
+        bounds.append(slice(max(0, low - margin), high + margin))
+    return tuple(bounds)
 
 
 def _raised_cosine(distance: Array, edge: float, xp: ModuleType) -> Array:

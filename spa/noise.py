@@ -20,9 +20,7 @@ def shell_average(values: Array, ndim: int) -> NDArray[np.float64]:
     xp, half = xp_of(values), values.shape[-1]
     box = 2 * (half - 1)
     shells = xp.asarray(rfft_shells(box, ndim)).ravel()
-    weight = (
-        xp.broadcast_to(xp.asarray(rfft_multiplicity(box)), values.shape[-ndim:]).ravel().astype(np.float64)
-    )
+    weight = xp.broadcast_to(xp.asarray(rfft_multiplicity(box)), values.shape[-ndim:]).ravel().astype(np.float64)
     count = xp.bincount(shells, weights=weight)[:half]
     flat = values.reshape(-1, shells.size)
     sums = [xp.bincount(shells, weights=row * weight)[:half] for row in flat]
@@ -46,9 +44,7 @@ def pixel_shell_average(values: Array, pixels: FourierPixels) -> NDArray[np.floa
     return np.asarray(np.diff(total, axis=1) / np.maximum(count, 1))
 
 
-def coloured_noise(
-    shape: tuple[int, ...], spectrum: ArrayLike, rng: np.random.Generator
-) -> NDArray[np.float32]:
+def coloured_noise(shape: tuple[int, ...], spectrum: ArrayLike, rng: np.random.Generator) -> NDArray[np.float32]:
     """Gaussian noise, float32, whose expected power is `spectrum` per shell (box // 2 + 1,).
 
     `shape` is (n, box, box) or (n, box, box, box); the corners beyond Nyquist get the last shell's power.

@@ -47,9 +47,7 @@ def symmetrise(data: Array, weight: Array, operators: ArrayLike) -> tuple[Array,
     group = np.ascontiguousarray(operators, dtype=np.float64)
     if len(group) == 1:
         return data, weight
-    data_sum, weight_sum = symmetrise_half_volumes(
-        _completed(data), _completed(weight), xp_of(data).asarray(group)
-    )
+    data_sum, weight_sum = symmetrise_half_volumes(_completed(data), _completed(weight), xp_of(data).asarray(group))
     data_sum[..., 0] /= 2
     weight_sum[..., 0] /= 2
     return data_sum, weight_sum
@@ -79,9 +77,7 @@ def solve(
     """
     xp, r = xp_of(data), data.shape[-1] - 2
     if data.ndim not in (2, 3) or data.shape[0] != 2 * r + 3 or half_radius(padding, kmax) > r:
-        raise ValueError(
-            f"accumulator of shape {data.shape}: expected one reference, padding {padding}, kmax {kmax}"
-        )
+        raise ValueError(f"accumulator of shape {data.shape}: expected one reference, padding {padding}, kmax {kmax}")
     means = _shell_means(weight, padding)
     floor = xp.asarray(np.maximum(_WEIGHT_FLOOR * means, np.finfo(np.float32).tiny).astype(np.float32))
     prior = xp.asarray(_prior(inverse_tau2, len(means)) / float(padding**data.ndim), dtype=np.float32)

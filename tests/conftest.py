@@ -19,9 +19,7 @@ def shared_data() -> Path:
     default = Path(__file__).resolve().parents[2] / "shared" / "data"
     folder = Path(os.environ.get("SPA_DATA", default))
     if not folder.is_dir():
-        pytest.skip(
-            f"no test data in {folder}: set SPA_DATA to the folder that holds sim_7cfn and the others"
-        )
+        pytest.skip(f"no test data in {folder}: set SPA_DATA to the folder that holds sim_7cfn and the others")
     return folder
 
 

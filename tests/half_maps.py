@@ -57,7 +57,5 @@ def half_maps(
     # the outline has no frequencies beyond 10 Å, where the detail is to have the spectrum of the B-factor alone
     detail = blurred(rng.normal(size=support.shape) * support, pixel_size, bfactor)
     particle = detail + blurred(support, pixel_size, max(bfactor, 1000))
-    halves = [
-        particle + noise * blurred(rng.normal(size=support.shape), pixel_size, bfactor / 3) for _ in range(2)
-    ]
+    halves = [particle + noise * blurred(rng.normal(size=support.shape), pixel_size, bfactor / 3) for _ in range(2)]
     return HalfMaps(*(v.astype(np.float32) for v in (*halves, particle)), support, pixel_size)

@@ -124,23 +124,22 @@ def scoring_cases(box: int, n_images: int, put: Put) -> Iterator[Case]:
     def phases(used: np.ndarray) -> np.ndarray:
         return np.exp(-2j * np.pi / box * (used @ np.stack([kx, ky]))).astype(np.complex64)
 
-    def one_image_sparse() -> None:
+    def one_image_sparse() -> list[Any]:
+        scores = []
         for g in range(per_image):
             used = shifts[candidates[g * per_group : (g + 1) * per_group]]
             p = slices[group_slice[g]]
-            (phases(used) @ (p.conj() * images[0])).real
-            np.sum(weights[0] * np.abs(p) ** 2)
+            scores.append(((phases(used) @ (p.conj() * images[0])).real, np.sum(weights[0] * np.abs(p) ** 2)))
+        return scores
 
     def one_image_weighted() -> None:
         for g in range(per_image):
             chosen = slice(g * per_group, (g + 1) * per_group)
             images[0] * (share[chosen] @ phases(shifts[candidates[chosen]]))
 
-    def one_image_dense() -> None:
+    def one_image_dense() -> tuple[Any, Any]:
         moved = phases(shifts) * images[0]
-        for p in slices:
-            (moved @ p.conj()).real
-        (np.abs(slices) ** 2) @ weights[0]
+        return [(moved @ p.conj()).real for p in slices], (np.abs(slices) ** 2) @ weights[0]
 
     pairs, grouped = float(candidates.size) * n_pixels, float(n_groups) * n_pixels
     everything = float(n_images * n_slices * n_shifts)

@@ -20,6 +20,10 @@ def write_fsc_xml(
     """
     lines = [f'<fsc title={quoteattr(title)} xaxis="Resolution (A-1)" yaxis="Correlation Coefficient">']
     for shell, value in enumerate(curve):
-        lines += ["  <coordinate>", f"    <x>{shell / (box * pixel_size):.6g}</x>", f"    <y>{value:.6g}</y>",
-                  "  </coordinate>"]
+        lines += [
+            "  <coordinate>",
+            f"    <x>{shell / (box * pixel_size):.6g}</x>",
+            f"    <y>{value:.6g}</y>",
+            "  </coordinate>",
+        ]
     write_text(path, "\n".join([*lines, "</fsc>", ""]))

@@ -31,7 +31,7 @@ def read_model(path: str | os.PathLike[str]) -> Atoms:
     InputError
         If the file is missing, cannot be read as a model, or holds no atom.
     """
-    path = existing_file(path, "atomic model (PDB or mmCIF)")
+    path = existing_file(path, "model file (PDB or mmCIF)")
     try:
         structure = gemmi.read_structure(str(path))
     except (RuntimeError, ValueError) as error:

@@ -99,10 +99,10 @@ def read(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], float]:
     return data.astype(np.float32), found.pixel_size
 
 
-def read_volume(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], float]:
+def read_volume(path: str | os.PathLike[str], angpix: float = 0.0) -> tuple[NDArray[np.float32], float]:
     """Read a cubic map with an even box: float32 (z, y, x) and its pixel size in Angstrom.
 
-    A map stored with its axes in another order is brought to x fastest.
+    A map stored with its axes in another order is brought to x fastest. A positive `angpix` overrules the header.
 
     Raises
     ------
@@ -112,6 +112,7 @@ def read_volume(path: str | os.PathLike[str]) -> tuple[NDArray[np.float32], floa
     """
     found = info(path)
     volume, pixel_size = read(path)
+    pixel_size = angpix if angpix > 0 else pixel_size
     stored = (found.axes[2], found.axes[1], found.axes[0])
     if sorted(stored) == [1, 2, 3] and stored != (3, 2, 1):
         volume = np.ascontiguousarray(volume.transpose([stored.index(axis) for axis in (3, 2, 1)]))

@@ -32,7 +32,7 @@ def save(path: str | os.PathLike[str], figure: Figure) -> Path:
 
 
 def fsc(
-    curves: Mapping[str, NDArray[np.float64]],
+    curves: Mapping[str, NDArray[Any]],
     box: int,
     pixel_size: float,
     shell: int | None = None,
@@ -86,8 +86,8 @@ def fsc(
 
 
 def guinier(
-    inverse_d2: NDArray[np.float64],
-    curves: Mapping[str, NDArray[np.float64]],
+    inverse_d2: NDArray[Any],
+    curves: Mapping[str, NDArray[Any]],
     fit: tuple[float, float] | None = None,
     fit_range: tuple[float, float] = (10.0, 0.0),
     bfactor: float | None = None,
@@ -161,9 +161,7 @@ def orientations(rot: NDArray[Any], tilt: NDArray[Any], title: str = "Orientatio
     bins = max(6, min(36, round(np.sqrt(len(rot) / 8))))
     longitude = (np.asarray(rot, dtype=np.float64) + 180) % 360 - 180
     height = np.cos(np.radians(np.asarray(tilt, dtype=np.float64)))
-    counts, across, up = np.histogram2d(
-        longitude, height, bins=(2 * bins, bins), range=((-180, 180), (-1, 1))
-    )
+    counts, across, up = np.histogram2d(longitude, height, bins=(2 * bins, bins), range=((-180, 180), (-1, 1)))
     figure = Figure(figsize=(7.6, 4.4), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot(projection="mollweide")
@@ -256,7 +254,7 @@ def _resolution_axis(axes: Any, last: float, power: int = 1) -> None:
     top.set_xlabel("resolution (Å)")
 
 
-def _high_left(curves: Mapping[str, NDArray[np.float64]]) -> bool:
+def _high_left(curves: Mapping[str, NDArray[Any]]) -> bool:
     """True when the upper right corner is free: no curve is high in the last third."""
     return all(float(curve[2 * len(curve) // 3 :].max()) < 0.5 for curve in curves.values())
 

@@ -45,9 +45,7 @@ class Options(CommonOptions):
 
 def run(options: Options, job: Job) -> None:
     """Read the map, threshold it, extend and soften the mask, write mask and picture."""
-    volume, pixel_size = mrc.read_volume(options.i)
-    if options.angpix > 0:
-        pixel_size = options.angpix
+    volume, pixel_size = mrc.read_volume(options.i, options.angpix)
     filtered = _filtered(volume, pixel_size, options, job)
     binary = _binary(filtered, pixel_size, options, job)
     mask = soft_mask(binary, 0.5, options.extend_inimask, options.width_soft_edge)
@@ -96,8 +94,7 @@ def _binary(volume: Array, pixel_size: float, options: Options, job: Job) -> Arr
     if binary.all():
         raise InputError(f"{options.i}: mask of everything: threshold {threshold:.5g}, lowest {low:.5g}")
     job.say(
-        f"threshold {threshold:.5g} ({origin}): {binary.mean():.2%} of the box, "
-        f"{binary.sum() * pixel_size**3:,.0f} A^3"
+        f"threshold {threshold:.5g} ({origin}): {binary.mean():.2%} of the box, {binary.sum() * pixel_size**3:,.0f} A^3"
     )
     return binary
 

@@ -21,6 +21,7 @@ from spa.sharpen import Mtf, Sharpened, detector_mtf, sharpen
 
 _SAME_MAP = 0.999
 _MASKED_FRACTION = 0.1
+_STRAIGHT = 0.8  # squared correlation of the Guinier fit
 _ORIGIN_RESOLUTION = 999.0  # RELION's resolution of the shell at the origin
 
 
@@ -40,17 +41,24 @@ class Options(CommonOptions):
     auto_bfac: bool = option(False, help="Fit the B-factor to the Guinier plot", group="Sharpening")
     autob_lowres: float = option(10.0, help="Fit from here", unit="Å", bounds=(0.1, None), group="Sharpening")
     autob_highres: float = option(
-        0.0, help="Fit to here; 0 for as far as the FSC weights are positive", unit="Å", bounds=(0, None),
+        0.0,
+        help="Fit to here; 0 for as far as the FSC weights are positive",
+        unit="Å",
+        bounds=(0, None),
         group="Sharpening",
     )
     adhoc_bfac: float = option(0.0, help="B-factor, negative sharpens", unit="Å^2", group="Sharpening")
     skip_fsc_weighting: bool = option(False, help="No weights sqrt(2 FSC / (1 + FSC))", group="Filtering")
     low_pass: float = option(
-        -1.0, help="Low-pass filter; 0 for none, negative for the resolution at FSC = 0.143", unit="Å",
+        -1.0,
+        help="Low-pass filter; 0 for none, negative for the resolution at FSC = 0.143",
+        unit="Å",
         group="Filtering",
     )
     randomize_at_fsc: float = option(
-        0.8, help="Randomise phases from where the unmasked FSC falls below this", bounds=(0.143, 0.999),
+        0.8,
+        help="Randomise phases from where the unmasked FSC falls below this",
+        bounds=(0.143, 0.999),
         group="Filtering",
     )
 
@@ -101,25 +109,24 @@ def run(options: Options, job: Job) -> None:
 
 def _read(options: Options, job: Job) -> _Inputs:
     name1, name2 = options.i, options.i2 or _other_half(options.i)
-    half1, pixel_size = mrc.read_volume(name1)
-    half2, pixel_size2 = mrc.read_volume(name2)
+    half1, pixel_size = mrc.read_volume(name1, options.angpix)
+    half2, pixel_size2 = mrc.read_volume(name2, options.angpix)
     box = len(half1)
     if len(half2) != box:
         raise InputError(f"{name2}: expected a box of {box} pixels as {name1} has, found {len(half2)}")
-    _same_pixel(name1, pixel_size, name2, pixel_size2, options)
+    _same_pixel(name1, pixel_size, name2, pixel_size2)
     mask = None
     if options.mask:
-        mask, mask_pixel = mrc.read_volume(options.mask)
+        mask, mask_pixel = mrc.read_volume(options.mask, options.angpix)
         if len(mask) != box:
             raise InputError(f"{options.mask}: expected the half maps' box of {box}, found {len(mask)}")
-        _same_pixel(name1, pixel_size, options.mask, mask_pixel, options)
+        _same_pixel(name1, pixel_size, options.mask, mask_pixel)
         _judge_mask(mask, options.mask, job)
     if options.i2 is None:
         job.add_input(name2)
     device = job.devices[0] if job.devices else None
     on_device = [None if a is None else to_device(a, device) for a in (half1, half2, mask)]
-    size = options.angpix if options.angpix > 0 else pixel_size
-    return _Inputs((name1, name2), on_device[0], on_device[1], on_device[2], size)
+    return _Inputs((name1, name2), on_device[0], on_device[1], on_device[2], pixel_size)
 
 
 def _other_half(name: str) -> str:
@@ -134,11 +141,9 @@ def _other_half(name: str) -> str:
     return str(other)
 
 
-def _same_pixel(name1: str, pixel1: float, name2: str, pixel2: float, options: Options) -> None:
-    if options.angpix <= 0 and abs(pixel2 / pixel1 - 1) > 1e-3:
-        raise InputError(
-            f"{name2}: expected {pixel1:g} A a pixel as in {name1}, found {pixel2:g} (--angpix overrules)"
-        )
+def _same_pixel(name1: str, pixel1: float, name2: str, pixel2: float) -> None:
+    if abs(pixel2 / pixel1 - 1) > 1e-3:
+        raise InputError(f"{name2}: expected {pixel1:g} A a pixel as in {name1}, found {pixel2:g} (--angpix overrules)")
 
 
 def _judge_mask(mask: Array, name: str, job: Job) -> None:
@@ -191,8 +196,10 @@ def _judge_bfactor(result: Sharpened, options: Options, job: Job) -> None:
     elif result.fit is not None:
         job.say(
             f"Guinier fit: slope {result.fit.slope:.2f}, intercept {result.fit.intercept:.2f}, "
-            f"correlation {result.fit.correlation:.3f}"
+            f"squared correlation {result.fit.correlation:.3f}"
         )
+        if result.fit.correlation < _STRAIGHT:
+            job.warn("the Guinier plot is not straight over the fit: the B-factor is uncertain; try --autob_highres")
     if result.bfactor > 0:
         job.warn(f"a positive B-factor of {result.bfactor:.1f} A^2 dampens the map instead of sharpening it")
 
@@ -216,9 +223,7 @@ def _write(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs,
     plots.save(f"{root}_slices.png", plots.slices(shown, pixel_size, contour=mask))
 
 
-def _general(
-    result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options
-) -> star.Block:
+def _general(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options) -> star.Block:
     resolution = shell_to_resolution(shell, inputs.box, inputs.pixel_size) if shell else _ORIGIN_RESOLUTION
     values: dict[str, float | str] = {
         "rlnFinalResolution": resolution,

@@ -139,9 +139,7 @@ def test_flags_reach_the_job(echo: list[str], capsys: pytest.CaptureFixture[str]
     assert Path("Echo/job001/run.out").read_text().splitlines()[-1] == "3 None () plain True False"
 
 
-def test_relion_flags_that_change_nothing_give_one_warning(
-    echo: list[str], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_relion_flags_that_change_nothing_give_one_warning(echo: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     flags = [word for flag, valued in IGNORED_FLAGS.items() for word in ([flag, "3"] if valued else [flag])]
     assert main.run([*echo, *flags]) == 0
     shown = capsys.readouterr()

@@ -100,9 +100,7 @@ class DeviceArray(np.lib.mixins.NDArrayOperatorsMixin):
         if name.startswith("__") or name in ("ctypes", "tofile", "data"):
             raise AttributeError(name)
         value = getattr(self.host, name)
-        return (
-            _on_device(value) if callable(value) else _wrap(value) if isinstance(value, np.ndarray) else value
-        )
+        return _on_device(value) if callable(value) else _wrap(value) if isinstance(value, np.ndarray) else value
 
     def __getitem__(self, index: Any) -> Any:
         return _wrap(self.host[_unwrap(index)])
@@ -227,9 +225,7 @@ def emulated_cupy(thread_order: str = "forward") -> Iterator[Any]:
     thread_order : order in which the threads of a block run: "forward", "reverse" or "shuffled".
     """
     cupy = _make_cupy()
-    cupyx = SimpleNamespace(
-        scipy=SimpleNamespace(fft=_Namespace(scipy.fft), ndimage=_Namespace(scipy.ndimage))
-    )
+    cupyx = SimpleNamespace(scipy=SimpleNamespace(fft=_Namespace(scipy.fft), ndimage=_Namespace(scipy.ndimage)))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(backend, "cupy", cupy)
         patch.setattr(backend, "cupyx", cupyx, raising=False)

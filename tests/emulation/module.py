@@ -99,15 +99,11 @@ class EmulatedKernel:
         n = getattr(library, f"signature_{name}")(kinds)
         self.signature = [(chr(v >> 8), v & 255) for v in kinds[:n]]
 
-    def __call__(
-        self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0
-    ) -> None:
+    def __call__(self, grid: tuple[int, ...], block: tuple[int, ...], args: Any, *, shared_mem: int = 0) -> None:
         if len(args) != len(self.signature):
             raise TypeError(f"{self.name}: {len(args)} arguments for {len(self.signature)} parameters")
         if np.prod(block) > _MAX_THREADS or shared_mem > _MAX_SHARED:
-            raise ValueError(
-                f"{self.name}: more than {_MAX_THREADS} threads or {_MAX_SHARED} bytes of shared memory"
-            )
+            raise ValueError(f"{self.name}: more than {_MAX_THREADS} threads or {_MAX_SHARED} bytes of shared memory")
         guards: list[_Guarded] = []
         kept = [self._convert(i, value, guards) for i, value in enumerate(args)]
         pointers = (ctypes.c_void_p * max(1, len(kept)))(*(ctypes.addressof(v) for v in kept))
@@ -132,11 +128,7 @@ class EmulatedKernel:
                 raise ValueError(f"{self.name}, argument {position}: not C-contiguous")
             guards.append(_Guarded(host))
             return ctypes.c_void_p(guards[-1].inner.ctypes.data)
-        if (
-            not isinstance(value, np.generic)
-            or value.itemsize != size
-            or value.dtype.kind not in _KINDS[kind]
-        ):
+        if not isinstance(value, np.generic) or value.itemsize != size or value.dtype.kind not in _KINDS[kind]:
             raise TypeError(
                 f"{self.name}, argument {position}: {type(value).__name__} for a {kind}{8 * size} parameter"
             )

@@ -37,7 +37,10 @@ def test_a_missing_barrier_shows_in_some_order(barrier, right):
 @pytest.mark.parametrize(
     ("body", "message"),
     [
-        ("if (threadIdx.x < 16) __shfl_sync(0xffffffffu, 1.f, 0); else if (threadIdx.x < 32) __syncthreads();", "deadlock"),
+        (
+            "if (threadIdx.x < 16) __shfl_sync(0xffffffffu, 1.f, 0); else if (threadIdx.x < 32) __syncthreads();",
+            "deadlock",
+        ),
         ("if (threadIdx.x & 1) __syncthreads();\nelse __syncthreads();", "different barriers"),
         ("if (threadIdx.x == 5) __shfl_sync(1u, 1.f, 0);", "mask does not name"),
     ],

@@ -54,8 +54,11 @@ def written(box: int, pixel_size: float, bfactor: float, noise: float) -> HalfMa
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--auto_bfac"], ["--auto_bfac", "--autob_lowres", "12", "--autob_highres", "6"],
-     ["--adhoc_bfac", "-100", "--skip_fsc_weighting", "--low_pass", "7"]],
+    [
+        ["--auto_bfac"],
+        ["--auto_bfac", "--autob_lowres", "12", "--autob_highres", "6"],
+        ["--adhoc_bfac", "-100", "--skip_fsc_weighting", "--low_pass", "7"],
+    ],
     ids=["auto", "range", "adhoc"],
 )
 def test_curves_resolution_bfactor_and_map_agree(relion, maps, arguments):

@@ -72,5 +72,6 @@ def test_an_even_distribution_is_drawn_as_one_everywhere():
     n = 200_000
     figure = plots.orientations(rng.uniform(-180, 180, n), np.degrees(np.arccos(rng.uniform(-1, 1, n))))
     density = figure.axes[0].collections[0].get_array()
-    assert density.min() > 0.7
-    assert density.max() < 1.35
+    in_cells = 200_000 / (36 * 72)
+    assert density.std() == pytest.approx(in_cells**-0.5, rel=0.1)
+    assert np.abs(density - 1).max() < 5 * in_cells**-0.5

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -63,13 +64,20 @@ def test_rootname_folder_and_file(options: Options) -> None:
     assert Job("echo", Options(i="in.star", o="run")).folder == Path()
 
 
+def _request_abort(options: Options, request: Callable[[], object]) -> None:
+    """A job that notices `request` at its next batch, not before."""
+    with Job("echo", options, ["spa", "echo", "--i", "in.star"]) as job:
+        job.check_abort()
+        request()
+        assert job.folder.exists()
+        job.check_abort()
+
+
 def test_abort_file_is_honoured_once_and_names_the_command(options: Options) -> None:
-    with pytest.raises(Interrupted, match="start again with: spa echo --i in.star") as caught:  # noqa: SIM117
-        with Job("echo", options, ["spa", "echo", "--i", "in.star"]) as job:
-            job.check_abort()
-            Path("Echo/job001/RELION_JOB_ABORT_NOW").touch()
-            job.check_abort()
-    assert "RELION_JOB_ABORT_NOW" in str(caught.value)
+    request = Path("Echo/job001/RELION_JOB_ABORT_NOW")
+    with pytest.raises(Interrupted, match=r"start again with: spa echo --i in\.star") as caught:
+        _request_abort(options, request.touch)
+    assert request.name in str(caught.value)
     assert [path.name for path in Path("Echo/job001").glob("RELION*")] == ["RELION_JOB_EXIT_ABORTED"]
 
 
@@ -84,13 +92,8 @@ def test_pipeline_control_holds_the_status_files(options: Options) -> None:
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_ask_for_an_abort_at_the_next_batch(options: Options, number: signal.Signals) -> None:
     before = signal.getsignal(number)
-    reached = []
-    with pytest.raises(Interrupted, match=number.name):  # noqa: SIM117
-        with Job("echo", options) as job:
-            os.kill(os.getpid(), number)
-            reached.append("after the signal")
-            job.check_abort()
-    assert reached
+    with pytest.raises(Interrupted, match=number.name):
+        _request_abort(options, lambda: os.kill(os.getpid(), number))
     assert signal.getsignal(number) is before
 
 
@@ -123,9 +126,7 @@ def test_gpu_syntax_is_relions() -> None:
             gpu_ids(wrong)
 
 
-def test_a_gpu_that_cannot_be_used_is_an_error_never_the_cpu(
-    options: Options, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_gpu_that_cannot_be_used_is_an_error_never_the_cpu(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "gpu_problem", lambda: "CuPy is not installed (pip install 'spa-cryoem[cuda12]')")
     with pytest.raises(InputError, match=r"^--gpu 0: no usable GPU: CuPy is not installed"):
         usable_devices("0")

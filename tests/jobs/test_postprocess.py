@@ -218,6 +218,7 @@ def test_two_bfactors_at_once_are_a_usage_error(folder, capsys):
 
 
 def test_angpix_overrules_headers_that_differ(folder, maps):
+    mrc.write_volume(HALF1, maps.half1, 0.0)
     mrc.write_volume(HALF2, maps.half2, 3.0)
     assert postprocess("--i", HALF1, "--angpix", 2.5) == 0
     assert mrc.read_volume(result(".mrc"))[1] == pytest.approx(2.5)

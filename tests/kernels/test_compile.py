@@ -47,7 +47,10 @@ def test_compiles_without_spills(capsys, stem, defines, architecture):
     with capsys.disabled():
         for name, stores, loads, registers in reports:
             label = " ".join("=".join(pair) for pair in defines)
-            print(f"\n  {architecture} {stem}.cu {label} {name}: {registers} registers, {stores}+{loads} bytes spilled", end="")
+            print(
+                f"\n  {architecture} {stem}.cu {label} {name}: {registers} registers, {stores}+{loads} bytes spilled",
+                end="",
+            )
     assert all((stores, loads) == ("0", "0") for _, stores, loads, _ in reports)
 
 

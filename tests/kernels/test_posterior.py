@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.special import logsumexp
@@ -22,14 +24,16 @@ def run(device, segments, mass=0.999, temperature=1.0, max_candidates=0):
 def ragged(seed=0, spread=8.0):
     """Segments of one to many chunks, at very different levels, with impossible candidates among them."""
     rng = np.random.default_rng(seed)
-    segments = [spread * rng.standard_normal(n) + level for n, level in ((1, 5), (7, -1e4), (300, 0), (40000, 2e3), (1000, 1))]
+    segments = [
+        spread * rng.standard_normal(n) + level for n, level in ((1, 5), (7, -1e4), (300, 0), (40000, 2e3), (1000, 1))
+    ]
     segments[2][::7] = -np.inf
     return segments
 
 
 def test_weights_are_the_softmax(device):
     log_weight, offsets, (weights, _, log_evidence, best) = run(device, ragged())
-    for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(offsets)):
         segment = log_weight[a:b].astype(np.float64)
         np.testing.assert_allclose(weights[a:b], np.exp(segment - logsumexp(segment)), rtol=1e-5, atol=1e-30)
         assert log_evidence[i] == pytest.approx(logsumexp(segment), rel=1e-7, abs=1e-6)
@@ -40,7 +44,7 @@ def test_weights_are_the_softmax(device):
 @pytest.mark.parametrize("mass", [0.5, 0.95, 0.999])
 def test_the_kept_set_is_the_smallest_that_holds_the_mass(device, mass, temperature):
     log_weight, offsets, (_, threshold, _, _) = run(device, ragged(), mass, temperature)
-    for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(offsets)):
         descending = np.sort(log_weight[a:b].astype(np.float64))[::-1]
         share = np.exp(temperature * descending - logsumexp(temperature * descending))
         last = np.searchsorted(np.cumsum(share), mass * (1 - 1e-9))
@@ -51,7 +55,7 @@ def test_the_kept_set_is_the_smallest_that_holds_the_mass(device, mass, temperat
 
 def test_the_cap_lowers_the_number_by_whole_bins(device):
     log_weight, offsets, (_, threshold, _, _) = run(device, ragged(), 0.9999, 0.3, 50)
-    for i, (a, b) in enumerate(zip(offsets[:-1], offsets[1:], strict=True)):
+    for i, (a, b) in enumerate(pairwise(offsets)):
         segment = log_weight[a:b]
         kept = int((segment >= threshold[i]).sum())
         assert 1 <= kept <= 50

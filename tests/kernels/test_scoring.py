@@ -86,7 +86,7 @@ def test_dense_scores_are_the_likelihood(device, problem):
 
 
 def test_a_shift_moves_the_content_forward(device):
-    """The cross term of an image with its own copy rolled by (x, y) = (3, -2) peaks at that shift, with all the power."""
+    """The cross term of an image with its copy rolled by (x, y) = (3, -2) peaks at that shift, with all the power."""
     image = np.random.default_rng(4).standard_normal((BOX, BOX))
     kx, ky = truth.half_plane(KMAX)
     at = ky.astype(int) % BOX, kx.astype(int)

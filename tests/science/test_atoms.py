@@ -132,12 +132,13 @@ def test_files_that_are_no_model_are_refused(tmp_path: Path, text: str) -> None:
     (tmp_path / "a.pdb").write_text(text)
     with pytest.raises(InputError, match=r"a\.pdb"):
         read_model(tmp_path / "a.pdb")
-    with pytest.raises(InputError, match="expected an atomic model"):
+    with pytest.raises(InputError, match="expected a model file"):
         read_model(tmp_path / "missing.pdb")
 
 
 def test_joined_models_keep_every_atom() -> None:
     a = _atoms()
-    both = joined([a, a.moved(np.eye(3), np.array([1.0, 0, 0]))])
+    step = np.array([1.0, 0, 0])
+    both = joined([a, a.moved(np.eye(3), step)])
     assert len(both) == 60
-    assert both.positions[30:] == pytest.approx(a.positions + [1, 0, 0])
+    assert both.positions[30:] == pytest.approx(a.positions + step)

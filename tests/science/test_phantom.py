@@ -33,7 +33,8 @@ def test_secondary_structure_has_the_rise_and_the_hand_of_proteins(kind: str, ri
     trace = phantom._ideal_backbone(kind, 20)[:, 1]
     angle = np.degrees(np.unwrap(np.arctan2(trace[:, 1], trace[:, 0])))
     assert np.allclose(np.diff(trace[:, 2]), rise, atol=0.1)
-    assert np.allclose(np.diff(angle), turn, atol=2.0)
+    assert np.diff(angle).mean() == pytest.approx(turn, abs=2.0)
+    assert np.diff(angle).std() < 3.0
     assert np.allclose(np.linalg.norm(np.diff(trace, axis=0), axis=1), 3.8, atol=0.05)
 
 
