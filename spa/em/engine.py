@@ -248,7 +248,7 @@ class Engine:
         """Expectation step and sums of one half set; poses are not changed yet."""
         largest = self.schedule.largest_kmax
         reference = self._reference(state, half, largest)
-        descent = Descent(reference, step, self.search, self.working_memory)
+        descent = Descent(reference, step, self.search, self.working_memory, self.memory // 2)
         sums = new_sums(
             state.n_classes,
             self.inputs.n_optics,

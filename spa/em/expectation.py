@@ -91,42 +91,84 @@ def offset_log_prior(batch: Batch, offsets: Array, sigma: float) -> Array:
     return (-(total**2).sum(-1) / (2 * max(sigma, 0.5) ** 2)).astype(np.float32)
 
 
-def score(batch: Batch, reference: Reference, level: Level, candidates: Candidates, step: Step, memory: int) -> Array:
+class SliceTable:
+    """The slices of one level, each projected when it is first asked for and kept for the images to come.
+
+    Parameters
+    ----------
+    n_orientations, n_pixels : size of the level's grid and of its slices.
+    like : an array on the device that holds the table.
+    """
+
+    chunk = 4096
+
+    def __init__(self, n_orientations: int, n_pixels: int, like: Array) -> None:
+        xp = xp_of(like)
+        self.slices = xp.empty((n_orientations, n_pixels), np.complex64)
+        self.ready = xp.zeros(n_orientations, bool)
+
+    @staticmethod
+    def size(n_orientations: int, n_pixels: int) -> int:
+        """Bytes of a table."""
+        return 8 * n_orientations * n_pixels
+
+    def fill(self, reference: Reference, level: Level, orientation: Array, kx: Array, ky: Array) -> None:
+        """Project the orientations that are not in the table yet."""
+        xp = xp_of(orientation)
+        wanted = xp.zeros(len(self.ready), bool)
+        wanted[orientation] = True
+        missing = xp.nonzero(wanted & ~self.ready)[0]
+        for start in range(0, len(missing), self.chunk):
+            part = missing[start : start + self.chunk]
+            self.slices[part] = project(reference, level, part, kx, ky)
+        self.ready[missing] = True
+
+
+def project(reference: Reference, level: Level, orientation: Array, kx: Array, ky: Array) -> Array:
+    """Slices of orientations, complex64 (n, n_pixels)."""
+    return extract_slices(
+        reference.transform, level.classes(orientation), level.rotations(orientation), kx, ky, reference.padding
+    )
+
+
+def score(
+    batch: Batch,
+    reference: Reference,
+    level: Level,
+    candidates: Candidates,
+    step: Step,
+    memory: int,
+    table: SliceTable | None = None,
+) -> Array:
     """Log weights (log-likelihood + log priors), float32, of a ragged list of candidates.
 
     Parameters
     ----------
     memory : bytes that the slices held at one time may take; images are worked off in runs that fit.
-
-    Notes
-    -----
-    An orientation asked for by several images of a run is projected once.
+    table : slices of the whole level, where that fits; otherwise an orientation that several images of a run
+        ask for is projected once per run.
     """
     xp = xp_of(batch.scored)
     images, weights = batch.weighted(level.kmax)
     n = images.shape[1]
+    kx, ky = batch.kx[:n], batch.ky[:n]
     offsets = to_like(level.offsets(), images)
     prior = offset_log_prior(batch, offsets, step.offset_sigma)
     result = xp.empty(len(candidates.shift), np.float32)
-    bounds = _runs(candidates.image_offsets, max(1, memory // (8 * n)))
-    for start, stop in itertools.pairwise(bounds):
+    for start, stop in itertools.pairwise(_runs(candidates.image_offsets, max(1, memory // (8 * n)))):
         part = image_slice(candidates, start, stop)
-        unique, slot = xp.unique(part.orientation, return_inverse=True)
-        classes = level.classes(unique)
-        slices = extract_slices(
-            reference.transform,
-            classes,
-            level.rotations(unique),
-            batch.kx[:n],
-            batch.ky[:n],
-            reference.padding,
-        )
+        if table is None:
+            unique, slot = xp.unique(part.orientation, return_inverse=True)
+            slices = project(reference, level, unique, kx, ky)
+        else:
+            table.fill(reference, level, part.orientation, kx, ky)
+            slices, slot = table.slices, part.orientation
         cross, norm = squared_difference(
             images[start:stop],
             weights[start:stop],
             slices,
-            batch.kx[:n],
-            batch.ky[:n],
+            kx,
+            ky,
             offsets,
             part.image_offsets,
             slot.astype(np.int32),
@@ -137,7 +179,7 @@ def score(batch: Batch, reference: Reference, level: Level, candidates: Candidat
         group = segment_index(part.group_offsets, len(part.shift))
         image = start + segment_index(part.image_offsets, len(part.orientation))[group]
         log_weight = log_likelihood(cross, norm[group], step.fit_scale) + prior[image, part.shift]
-        log_weight += reference.log_pdf_class[classes[slot[group]]]
+        log_weight += reference.log_pdf_class[level.classes(part.orientation)][group]
         first = int(candidates.group_offsets[int(candidates.image_offsets[start])])
         result[first : first + len(log_weight)] = log_weight
     return result
@@ -146,12 +188,14 @@ def score(batch: Batch, reference: Reference, level: Level, candidates: Candidat
 class Descent:
     """The search of one half set in one iteration: dense or local start, then children of survivors."""
 
-    def __init__(self, reference: Reference, step: Step, search: Search, memory: int) -> None:
+    def __init__(self, reference: Reference, step: Step, search: Search, memory: int, table_memory: int = 0) -> None:
         self.reference = reference
         self.step = step
         self.search = search
         self.memory = memory
         self._dense_slices: Array | None = None
+        self._tables: dict[int, SliceTable] = {}
+        self._table_memory = table_memory
 
     def run(self, batch: Batch, rotations: np.ndarray[Any, Any]) -> Scores:
         """Posterior over the last level for a batch; `rotations` are the last poses (used when local)."""
@@ -168,7 +212,8 @@ class Descent:
             level = levels[depth]
             if depth > 0:
                 survivors = children(survivors, levels[depth - 1], level)
-            log_weight = score(batch, self.reference, level, survivors, self.step, self.memory)
+            table = self._table(depth, batch)
+            log_weight = score(batch, self.reference, level, survivors, self.step, self.memory, table)
             scored += len(log_weight)
             if depth == len(levels) - 1:
                 break
@@ -177,8 +222,21 @@ class Descent:
             tempered = log_weight * self._temperature(log_weight[best], depth)[image]
             chosen = posterior(tempered, survivors.candidate_offsets, search.mass, 1.0, search.level_cap)
             survivors = keep(survivors, tempered >= chosen.threshold[image])
-        final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, 0)
+        final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, search.insertion_cap)
         return Scores(levels[-1], survivors, log_weight, final, scored)
+
+    def _table(self, depth: int, batch: Batch) -> SliceTable | None:
+        """The table of a level, made while the memory for tables lasts."""
+        if depth not in self._tables:
+            level = self.step.levels[depth]
+            n_orientations = len(self.reference.transform) * level.n_directions * level.n_psi
+            n_pixels = batch.pixels.prefix(level.kmax)
+            needed = SliceTable.size(n_orientations, n_pixels)
+            if needed > self._table_memory:
+                return None
+            self._table_memory -= needed
+            self._tables[depth] = SliceTable(n_orientations, n_pixels, batch.scored)
+        return self._tables[depth]
 
     def _temperature(self, best: Array, depth: int) -> Array:
         """Exponent per image, float32, that lets survive what the coarseness of a level may have put too low."""
@@ -202,14 +260,7 @@ class Descent:
         offsets = to_like(level.offsets(), images)[shifts]
         classes = level.classes(orientations)
         if self._dense_slices is None:
-            self._dense_slices = extract_slices(
-                self.reference.transform,
-                classes,
-                level.rotations(orientations),
-                batch.kx[:n],
-                batch.ky[:n],
-                self.reference.padding,
-            )
+            self._dense_slices = project(self.reference, level, orientations, batch.kx[:n], batch.ky[:n])
         class_prior = self.reference.log_pdf_class[classes]
         per_image = len(orientations) * len(shifts)
         run = max(1, min(16, self.memory // (16 * per_image)))

@@ -119,4 +119,4 @@ class InitialNoise:
         sigma2 = np.stack([np.bincount(self.pixels.shell, row, shells) / number / 2 for row in excess])
         sigma2[:, 0] = sigma2[:, 1]
         sigma2[:, -1] = sigma2[:, -2]
-        return np.maximum(sigma2, sigma2.max() * 1e-8)
+        return np.asarray(np.maximum(sigma2, sigma2.max() * 1e-8))

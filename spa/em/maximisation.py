@@ -219,8 +219,8 @@ def _estimate(batch: Batch, scores: Scores, search: Search, noise_ratio: FloatAr
     summed = np.zeros((n, 3, 3))
     np.add.at(summed, owner, weight[:, None, None] * rotations[:m])
     u, _, vt = np.linalg.svd(summed)
-    mean_offset = np.stack([np.bincount(owner, weight * offsets[:m, a], n) for a in (0, 1)], -1)
-    mean_offset /= np.bincount(owner, weight, n)[:, None]
+    moments = [np.bincount(owner, weight * offsets[:m, a], n) for a in (0, 1)]
+    mean_offset = np.stack(moments, -1) / np.bincount(owner, weight, n)[:, None]
     power = (xp.abs(batch.scored) ** 2 * batch.inverse_sigma2).sum(1)
     variance = xp.log(2 * np.pi / batch.inverse_sigma2).sum(1)
     significant = xp.bincount(image[scores.log_weight >= result.threshold[image]], minlength=n)
@@ -367,4 +367,4 @@ def noise_spectra(sums: Sums, previous: FloatArray) -> FloatArray:
     sigma2[used] = sums.noise_power[used] / sums.images[used, None]
     sigma2[:, 0] = sigma2[:, 1]
     sigma2[:, -1] = np.where(sigma2[:, -1] > 0, sigma2[:, -1], sigma2[:, -2])
-    return np.maximum(sigma2, sigma2.max() * 1e-8)
+    return np.asarray(np.maximum(sigma2, sigma2.max() * 1e-8))

@@ -190,7 +190,7 @@ def write_model(
 
 def _write_sampling(path: str, options: RefinementOptions, schedule: Schedule) -> None:
     order = schedule.progress.order - options.oversampling
-    general = {
+    general: dict[str, float | str] = {
         "rlnHealpixOrder": order,
         "rlnSymmetryGroup": options.sym,
         "rlnPsiStep": healpix.angular_step(order),
@@ -207,7 +207,7 @@ def _write_optimiser(
         f"rlnModelStarFile{'' if len(halves) == 1 else h + 1}": project_path(f"{stem}{name}_model.star")
         for h, name in enumerate(halves)
     }
-    general = {
+    general: dict[str, float | str] = {
         "rlnOutputRootName": options.o,
         **models,
         "rlnExperimentalDataStarFile": project_path(f"{stem}_data.star"),

@@ -127,7 +127,7 @@ class Candidates:
 def segment_index(offsets: Array, n: int) -> Array:
     """Number of the segment that each of `n` elements belongs to; `offsets` has one entry more than segments."""
     xp = xp_of(offsets)
-    return xp.searchsorted(offsets[1:], xp.arange(n, dtype=np.int64), side="right")
+    return xp.cumsum(xp.bincount(offsets[1:-1], minlength=n + 1)[:n])
 
 
 def children(parents: Candidates, parent: Level, child: Level) -> Candidates:

@@ -109,6 +109,8 @@ class Search:
     """Most survivors an image may keep after a later level."""
     insertion_mass: float = 0.95
     """Share of the posterior that enters the maximisation step."""
+    insertion_cap: int = 2000
+    """Most candidates of an image that enter it; only the first iterations, with broad posteriors, reach it."""
     resolution_factor: float = 1.2
     """kmax of a level: this many times the resolution at which half an angular step is half a wavelength."""
     offset_phase: float = 0.35

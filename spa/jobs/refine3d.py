@@ -47,13 +47,12 @@ def run(options: Options, job: Job) -> None:
     state = engine.run(state)
     box, pixel_size = inputs.box_size, inputs.pixel_size
     shell = resolution_shell(state.fsc)
-    curves = {"unmasked": state.fsc}
     plots.save(
         job.path("_fsc.png"),
-        plots.fsc(curves, box, pixel_size, shell, title="Half maps inside the particle's sphere"),
+        plots.fsc({"unmasked": state.fsc}, box, pixel_size, shell, title="Half maps inside the particle's sphere"),
     )
-    rot, tilt, _ = angles(engine.poses.rotations).T
-    plots.save(job.path("_orientations.png"), plots.orientations(rot, tilt))
+    euler_angles = angles(engine.poses.rotations)
+    plots.save(job.path("_orientations.png"), plots.orientations(euler_angles[:, 0], euler_angles[:, 1]))
     plots.save(job.path("_class001.png"), plots.slices({"refined map": engine.final_map}, pixel_size))
     job.say(
         f"wrote {job.path('_class001.mrc')}; resolution {shell_to_resolution(shell, box, pixel_size):.2f} Å "

@@ -115,7 +115,7 @@ def test_profile_likelihood_is_the_maximum_over_the_scale(data: tiny.Data) -> No
 def test_descent_without_pruning_is_the_exhaustive_search(device: Callable[[Any], Any], data: tiny.Data) -> None:
     coarse = make_level(0, 2.0, 1, KMAX, TURN, 0)
     fine = make_level(1, 1.0, 2, KMAX, TURN, 0)
-    everything = Search(mass=1 - 1e-12, temperature=1e-6, dense_cap=0, level_cap=0, insertion_mass=1.0)
+    everything = Search(mass=1 - 1e-12, temperature=1e-6, dense_cap=0, level_cap=0, insertion_mass=1.0, insertion_cap=0)
     step = make_step((coarse, fine))
     batch = place(device, make_batch(data))
     scores = Descent(make_reference(device, data.volume), step, everything, 10**9).run(

@@ -18,7 +18,7 @@ from spa.reconstruct import solve
 from tests.em import tiny
 
 BOX, PADDING, KMAX = 16, 2, 6
-EVERYTHING = Search(mass=1 - 1e-12, temperature=1e-6, dense_cap=0, level_cap=0, insertion_mass=1.0)
+EVERYTHING = Search(mass=1 - 1e-12, temperature=1e-6, dense_cap=0, level_cap=0, insertion_mass=1.0, insertion_cap=0)
 
 
 def em_pass(data: tiny.Data, volume: np.ndarray, levels: tuple, search: Search) -> tuple[Sums, float]:

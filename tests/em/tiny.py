@@ -1,4 +1,4 @@
-"""A data set small enough for brute force: an asymmetric map, images of it at known poses, and what the engine needs."""
+"""A data set small enough for brute force: an asymmetric map, images of it at known poses, the engine's inputs."""
 
 from __future__ import annotations
 
