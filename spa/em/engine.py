@@ -98,7 +98,7 @@ class Engine:
         self.memory = int(options.mem * 2**30) or available // 2
         self.poses = inputs.first_poses()
         self.final_map = inputs.reference
-        self.group_scale = np.ones((n_halves, inputs.n_groups))
+        self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
         self.fit_scale = False
 
     @property

@@ -226,7 +226,12 @@ class Descent:
         return Scores(levels[-1], survivors, log_weight, final, scored)
 
     def _table(self, depth: int, batch: Batch) -> SliceTable | None:
-        """The table of a level, made while the memory for tables lasts."""
+        """The table of a level of a global search, made while the memory for tables lasts.
+
+        A local search asks for each orientation too seldom for a table to pay.
+        """
+        if self.step.local:
+            return None
         if depth not in self._tables:
             level = self.step.levels[depth]
             n_orientations = len(self.reference.transform) * level.n_directions * level.n_psi

@@ -9,18 +9,21 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spa import euler
+from spa import euler, simulation
 from spa.cli.main import run
 from spa.em import schedule
 from spa.fourier import low_pass
 from spa.fsc import fsc
-from spa.io import mrc
+from spa.io import mrc, star
 from spa.io.particle_io import read_particles
 from spa.mask import soft_sphere
 
 BOX, PIXEL_SIZE, DIAMETER, INI_HIGH = 32, 5.5, 150.0, 30.0
-SEARCH = "--healpix_order 1 --offset_range 2 --offset_step 1 --random_seed 1 --j 2 --quiet"
-MODEL = f"--ctf --flatten_solvent --zero_mask --ini_high {INI_HIGH:g} --particle_diameter {DIAMETER:g}"
+SWITCHES = "--ctf --flatten_solvent --zero_mask --quiet"
+VALUES = (
+    f"--ini_high {INI_HIGH:g} --particle_diameter {DIAMETER:g} --healpix_order 1 --offset_range 2 --offset_step 1 "
+    "--random_seed 1 --j 2"
+)
 MAPS = ("run_class001.mrc", "run_half1_class001_unfil.mrc", "run_half2_class001_unfil.mrc")
 
 Volume = NDArray[np.float32]
@@ -36,10 +39,10 @@ def simulate(folder: str | Path, flags: str = "") -> Path:
     return folder
 
 
-def command(data: Path, rootname: str | Path, flags: str = "") -> list[str]:
+def command(data: str | Path, rootname: str | Path, flags: str = "", switches: str = SWITCHES) -> list[str]:
     """The refinement of simulated particles; `flags` come last and win."""
     files = ["--i", f"{data}/particles.star", "--ref", f"{data}/reference.mrc", "--o", str(rootname)]
-    return ["refine3d", *files, *MODEL.split(), *SEARCH.split(), *flags.split()]
+    return ["refine3d", *files, *switches.split(), *VALUES.split(), *flags.split()]
 
 
 @contextmanager
@@ -86,3 +89,28 @@ def shift_errors(found: str | Path, truth: str | Path) -> NDArray[np.float64]:
     """Distances (Å) between the origins of two particle tables, row by row."""
     a, b = read_particles(found), read_particles(truth)
     return np.hypot(a.origin_x_angst - b.origin_x_angst, a.origin_y_angst - b.origin_y_angst)
+
+
+def with_signal_levels(data: str | Path, folder: str | Path, levels: dict[str, float], snr: float) -> None:
+    """The particles of `data` in another folder, their signal multiplied by the level of their micrograph.
+
+    The noise is white with variance 1 and `snr` is that of level 1, inside the particle's circle.
+    """
+    truth = read_particles(f"{data}/truth_particles.star")
+    projector = simulation.Projector(read(f"{data}/truth_map.mrc")[None])
+    angles = np.stack([truth.rot, truth.tilt, truth.psi], axis=1)
+    origins = np.stack([truth.origin_x_angst, truth.origin_y_angst], axis=1) / PIXEL_SIZE
+    signal = projector(truth.class_number - 1, angles, -origins, truth.ctf_coefficients())
+    deviation = np.sqrt(simulation.circle_variance(signal, DIAMETER / PIXEL_SIZE / 2).mean())
+    stacks = np.array([Path(name).stem for name in truth.image_name])
+    level = np.array([levels[stack] for stack in stacks])[:, None, None]
+    noise = np.random.default_rng(7).normal(size=signal.shape)
+    images = signal / deviation * np.sqrt(snr) * level + noise
+    table = star.read(f"{data}/particles.star")
+    for stack in levels:
+        mrc.write_stack(Path(folder) / f"stacks/{stack}.mrcs", images[stacks == stack].astype(np.float32), PIXEL_SIZE)
+    names = [name.replace(f"{data}/", f"{folder}/") for name in table["particles"].text("rlnImageName")]
+    table["particles"].set("rlnImageName", names)
+    star.write(f"{folder}/particles.star", table)
+    reference = read(f"{data}/reference.mrc") / deviation * np.sqrt(snr)
+    mrc.write_volume(f"{folder}/reference.mrc", reference, PIXEL_SIZE)
