@@ -1,8 +1,9 @@
 # docker build -t spa . && docker run --rm --gpus all -v "$PWD":/data spa refine3d --i particles.star ...
 FROM nvidia/cuda:12.6.3-runtime-ubuntu24.04
 
+# CuPy compiles its own kernels as they are used: cuda-cudart-dev has the headers
 RUN apt-get update \
- && apt-get install --yes --no-install-recommends python3 python3-venv \
+ && apt-get install --yes --no-install-recommends python3 python3-venv cuda-cudart-dev-12-6 \
  && rm -rf /var/lib/apt/lists/*
 
 COPY . /src

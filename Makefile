@@ -3,12 +3,14 @@
 # the packages already:  make gpu-test PYTHON=python3 VENV=
 PYTHON ?= python3
 VENV ?= .venv
+CUDA ?= 12
 WORKERS ?= $(shell nproc 2>/dev/null || echo 2)
 
 ifneq ($(strip $(VENV)),)
 RUN := $(VENV)/bin/python
 READY := $(VENV)/.installed
 TEST_READY := $(VENV)/.installed-test
+GPU_READY := $(VENV)/.installed-cuda$(CUDA)
 else
 RUN := $(PYTHON)
 endif
@@ -33,11 +35,11 @@ bench: $(READY)
 	$(RUN) -m benchmarks.kernels
 	$(RUN) -m benchmarks.jobs
 
-gpu-test: $(TEST_READY)
+gpu-test: $(GPU_READY)
 	SPA_REQUIRE_GPU=1 $(RUN) -m pytest
 
-gpu-bench: $(READY)
-	$(RUN) -m benchmarks.kernels --gpu 0
+gpu-bench: $(GPU_READY)
+	$(RUN) -m benchmarks.kernels --device gpu
 
 clean:
 	rm -rf .venv build dist demo_output *.egg-info
@@ -54,4 +56,8 @@ $(READY): pyproject.toml | $(RUN)
 $(TEST_READY): pyproject.toml | $(RUN)
 	$(RUN) -m pip install --quiet --editable '.[test]'
 	touch $(READY) $@
+
+$(GPU_READY): pyproject.toml | $(RUN)
+	$(RUN) -m pip install --quiet --editable '.[test,cuda$(CUDA)]'
+	touch $(READY) $(TEST_READY) $@
 endif

@@ -89,6 +89,8 @@ class Job:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._catch(number)
         self._log(0, f"{self._record['started']} {shlex.join(self.command)}")
+        if len(self.devices) > 1:
+            self.warn(f"a job uses one GPU: number {self.devices[0]} of those given")
         return self
 
     def __exit__(

@@ -36,7 +36,7 @@ def main() -> None:
     clock.spa(
         "simulate",
         *("--o", f"{folder}/Simulate", "--nr_particles", str(arguments.nr_particles), "--box", str(BOX)),
-        *("--angpix", str(PIXEL_SIZE), "--snr", "0.1", "--random_seed", "1", *threads),
+        *("--angpix", str(PIXEL_SIZE), "--snr", "0.15", "--random_seed", "1", *threads),
     )
     truth_map, _ = mrc.read_volume(f"{folder}/Simulate/truth_map.mrc")
     reference = folder / "reference_40A.mrc"
@@ -53,7 +53,8 @@ def main() -> None:
     postprocess = f"{folder}/PostProcess/postprocess"
     clock.spa(
         "postprocess",
-        *("--i", f"{rootname}_half1_class001_unfil.mrc", "--mask", mask, "--auto_bfac", "--o", postprocess, *threads),
+        *("--i", f"{rootname}_half1_class001_unfil.mrc", "--mask", mask, "--adhoc_bfac", "-80"),
+        *("--o", postprocess, *threads),
     )
     report(folder, rootname, postprocess, truth_map, clock)
 

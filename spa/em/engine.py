@@ -25,6 +25,7 @@ from spa.em.maximisation import (
 from spa.em.schedule import RESOLUTION_MARGIN, Schedule, particle_radius
 from spa.em.settings import RefinementOptions, Search
 from spa.em.state import Batch, FloatArray, State, Sums
+from spa.errors import InputError
 from spa.euler import angular_distance
 from spa.fourier import reference_transform
 from spa.fsc import resolution_shell, shell_to_resolution
@@ -97,6 +98,8 @@ class Engine:
         available = device_memory(self.device) or host_memory()
         self.memory = int(options.mem * 2**30) or available // 2
         self.poses = inputs.first_poses()
+        if not options.norm:
+            self.poses.norm[:] = 1
         self.final_map = inputs.reference
         self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
         self.fit_scale = False
@@ -120,7 +123,14 @@ class Engine:
     def run(self, state: State | None = None) -> State:
         """Iterate until the schedule is finished; `state` continues an earlier run."""
         use_device(self.device)
+        if len(self.job.devices) > 1:
+            self.job.warn(f"one GPU is used, number {self.device}")
         if state is None:
+            if self.schedule.local and not self.poses.known.all():
+                raise InputError(
+                    f"--healpix_order {self.options.healpix_order}: searches are local from order "
+                    f"{self.schedule.local_order} on, but {self.options.i} has no angles to start from"
+                )
             state = self._first_state()
             self.fit_scale = self.options.firstiter_cc or self._needs_scale(state)
         while not self.schedule.progress.finished:
@@ -131,8 +141,7 @@ class Engine:
         return state
 
     def _finish(self, state: State, unfiltered: FloatArray, joined: FloatArray) -> None:
-        if self.options.flatten_solvent:
-            joined = joined * self._solvent_mask()
+        joined = joined * self._solvent_mask()
         self.final_map = joined[0]
         output.write_final(
             self.job.rootname,
@@ -157,7 +166,7 @@ class Engine:
                 self.job.check_abort()
         bar.close()
         shells = self.box // 2 + 1
-        reference = self.inputs.reference * (self._solvent_mask() if self.options.flatten_solvent else 1)
+        reference = self.inputs.reference * self._solvent_mask()
         maps = np.broadcast_to(reference.astype(np.float32), (self.n_halves, 1, *reference.shape)).copy()
         first_kmax = self.schedule.first_kmax()
         return State(
@@ -172,7 +181,10 @@ class Engine:
         )
 
     def _solvent_mask(self) -> FloatArray:
-        return self.sphere if self.inputs.solvent_mask is None else self.inputs.solvent_mask
+        """What the references are multiplied by: the mask given, else the sphere if asked for, else one."""
+        if self.inputs.solvent_mask is not None:
+            return self.inputs.solvent_mask
+        return self.sphere if self.options.flatten_solvent else np.ones((), np.float32)
 
     def _batch_size(self) -> int:
         return int(np.clip(self.memory // (16 * 60 * len(self.prepare.pixels)), 4, 256))
@@ -323,7 +335,7 @@ class Engine:
 
     def _next_state(self, state: State, sums: list[Sums], maps: Maps, step: Step) -> State:
         """Spectra, scales, resolution and accuracies that follow from the sums and maps."""
-        masked = maps.regularised * self._solvent_mask() if self.options.flatten_solvent else maps.regularised
+        masked = maps.regularised * self._solvent_mask()
         total = sum(s.images.sum() for s in sums)
         if self.options.scale:
             self._update_group_scale(sums, step.kmax)

@@ -108,6 +108,9 @@ def read_inputs(
             )
     if not options.ctf and particles.has_ctf:
         warn(f"{options.i} has CTF parameters, but --ctf was not given: the map will not be corrected for the CTF")
+    ignored = _aberrations(particles)
+    if ignored and options.ctf:
+        warn(f"{options.i}: {', '.join(ignored)} are not corrected for in this version")
     names, groups = particles.groups()
     box, pixel_size = images.box_size, images.pixel_size
     if options.particle_diameter > box * pixel_size:
@@ -124,6 +127,13 @@ def read_inputs(
         reference=_read_reference(options, box, pixel_size, say),
         solvent_mask=_read_mask(options.solvent_mask, box) if options.solvent_mask else None,
     )
+
+
+def _aberrations(particles: Particles) -> list[str]:
+    """Columns of the optics groups that describe aberrations which the model of the images leaves out."""
+    optics = particles.source["optics"]
+    found = [c for c in ("rlnBeamTiltX", "rlnBeamTiltY") if c in optics and np.any(optics.floats(c))]
+    return found + [c for c in optics.columns if c.startswith(("rlnOddZernike", "rlnEvenZernike", "rlnMagMat"))]
 
 
 def _read_reference(options: RefinementOptions, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:

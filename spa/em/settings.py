@@ -11,73 +11,73 @@ from spa.options import CommonOptions, option
 class RefinementOptions(CommonOptions):
     """Options shared by the refinement jobs; names, units and meaning are RELION's."""
 
-    i: str = option(help="particles STAR file", role="input")
-    o: str = option(help="output rootname, for example Refine3D/job001/run", role="rootname")
-    ref: str = option(help="reference map (MRC)", group="Reference", role="input")
+    i: str = option(help="Particles STAR file", role="input")
+    o: str = option(help="Output rootname, for example Refine3D/job001/run", role="rootname")
+    ref: str = option(help="Reference map (MRC)", group="Reference", role="input")
     ini_high: float = option(
         -1.0,
-        help="low-pass the reference to this resolution first (-1: as it is)",
+        help="Low-pass the reference to this resolution first (-1: as it is)",
         unit="Å",
         group="Reference",
         bounds=(-1.0, 1000.0),
     )
     firstiter_cc: bool = option(
         False,
-        help="the reference's grey scale is not that of the images: first iteration by normalised "
+        help="The reference's grey scale is not that of the images: first iteration by normalised "
         "cross-correlation (decided automatically when not given)",
         group="Reference",
     )
-    sym: str = option("C1", help="point group: Cn, Dn, T, O, I1 to I4", group="Reference")
-    ctf: bool = option(False, help="correct for the contrast transfer function", group="CTF")
+    sym: str = option("C1", help="Point group: Cn, Dn, T, O, I1 to I4", group="Reference")
+    ctf: bool = option(False, help="Correct for the contrast transfer function", group="CTF")
     particle_diameter: float = option(
         -1.0,
-        help="diameter of the circular mask (-1: 90 % of the box)",
+        help="Diameter of the circular mask (-1: 90 % of the box)",
         unit="Å",
         group="Optimisation",
         bounds=(-1.0, 10000.0),
     )
     flatten_solvent: bool = option(
-        False, help="mask the references with a soft sphere of --particle_diameter", group="Optimisation"
+        False, help="Mask the references with a soft sphere of --particle_diameter", group="Optimisation"
     )
     zero_mask: bool = option(
         False,
-        help="mask the images with zeros outside --particle_diameter when scoring",
+        help="Mask the images with zeros outside --particle_diameter when scoring",
         group="Optimisation",
     )
     solvent_mask: str | None = option(
         None,
-        help="mask (MRC, 0 to 1) for the references instead of the sphere",
+        help="Mask (MRC, 0 to 1) for the references instead of the sphere",
         group="Optimisation",
         role="input",
     )
-    norm: bool = option(False, help="correct each image's noise level", group="Optimisation")
-    scale: bool = option(False, help="correct the signal's intensity per micrograph", group="Optimisation")
-    tau2_fudge: float = option(1.0, help="regularisation parameter T", group="Optimisation", bounds=(1e-3, 100.0))
-    pad: int = option(2, help="padding factor of the Fourier transforms", group="Optimisation", bounds=(1, 3))
+    norm: bool = option(False, help="Correct each image's noise level", group="Optimisation")
+    scale: bool = option(False, help="Correct the signal's intensity per micrograph", group="Optimisation")
+    tau2_fudge: float = option(1.0, help="Regularisation parameter T", group="Optimisation", bounds=(1e-3, 100.0))
+    pad: int = option(2, help="Padding factor of the Fourier transforms", group="Optimisation", bounds=(1, 3))
     healpix_order: int = option(
         2,
-        help="angular sampling before oversampling (2: 15°, 3: 7.5°, ...)",
+        help="Angular sampling before oversampling (2: 15°, 3: 7.5°, ...)",
         group="Sampling",
         bounds=(0, 7),
     )
-    oversampling: int = option(1, help="levels of oversampling below --healpix_order", group="Sampling", bounds=(1, 3))
+    oversampling: int = option(1, help="Levels of oversampling below --healpix_order", group="Sampling", bounds=(1, 3))
     offset_range: float = option(
         6.0,
-        help="search range of the shifts around the last one",
+        help="Search range of the shifts around the last one",
         unit="px",
         group="Sampling",
         bounds=(0.0, 200.0),
     )
     offset_step: float = option(
         2.0,
-        help="step of the shifts before oversampling",
+        help="Step of the shifts before oversampling",
         unit="px",
         group="Sampling",
         bounds=(0.05, 50.0),
     )
     mem: float = option(
         0.0,
-        help="memory budget (0: half of what is free)",
+        help="Memory budget (0: half of what is free)",
         unit="GiB",
         group="Compute",
         bounds=(0.0, 10000.0),

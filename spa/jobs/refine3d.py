@@ -21,13 +21,13 @@ class Options(RefinementOptions):
 
     auto_local_healpix_order: int = option(
         4,
-        help="angular sampling (before oversampling) from which searches are local",
+        help="Angular sampling (before oversampling) from which searches are local",
         group="Sampling",
         bounds=(0, 8),
     )
     low_resol_join_halves: float = option(
         -1.0,
-        help="let the halves share what is coarser than this, so that their orientations agree (-1: nothing)",
+        help="Let the halves share what is coarser than this, so that their orientations agree (-1: nothing)",
         unit="Å",
         group="Optimisation",
         bounds=(-1.0, 1000.0),
@@ -43,6 +43,12 @@ def run(options: Options, job: Job) -> None:
     state = None
     if options.continue_:
         state, engine.poses, engine.group_scale = output.read_state(options.continue_, inputs, engine.schedule)
+        if engine.schedule.progress.finished:
+            if job.path("_optimiser.star").exists():
+                job.say(f"nothing to continue: {options.continue_} has converged, {job.path('_class001.mrc')} is there")
+                return
+            # the run ended between its last iteration and its last files, which the final pass makes again
+            engine.schedule.progress.finished = False
         job.say(f"continuing after iteration {state.iteration}")
     state = engine.run(state)
     box, pixel_size = inputs.box_size, inputs.pixel_size
