@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 from numpy.typing import NDArray
 
 from spa import euler, simulation
@@ -114,3 +116,29 @@ def with_signal_levels(data: str | Path, folder: str | Path, levels: dict[str, f
     star.write(f"{folder}/particles.star", table)
     reference = read(f"{data}/reference.mrc") / deviation * np.sqrt(snr)
     mrc.write_volume(f"{folder}/reference.mrc", reference, PIXEL_SIZE)
+
+
+def said(folder: Path) -> str:
+    """What a run said, in all."""
+    return (folder / "run.out").read_text()
+
+
+def changed(data: str, folder: str, change: Callable[[Volume], Volume]) -> None:
+    """Simulated particles in another folder with their images changed, stack by stack."""
+    shutil.copytree(data, folder)
+    for path in sorted(Path(folder).glob("stacks/*.mrcs")):
+        images, pixel_size = mrc.read(path)
+        mrc.write_stack(path, change(images), pixel_size)
+    table = star.read(f"{data}/particles.star")
+    names = [name.replace(f"{data}/", f"{folder}/") for name in table["particles"].text("rlnImageName")]
+    table["particles"].set("rlnImageName", names)
+    star.write(f"{folder}/particles.star", table)
+
+
+def check_one_line(capsys: pytest.CaptureFixture[str], *parts: str) -> None:
+    """Nothing on the terminal but one line of error, which holds the parts."""
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 1
+    assert lines[0].startswith("error: ")
+    for part in parts:
+        assert part in lines[0]

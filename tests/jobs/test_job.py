@@ -139,6 +139,15 @@ def test_a_gpu_that_cannot_be_used_is_an_error_never_the_cpu(options: Options, m
         usable_devices("0,2")
 
 
+def test_of_several_gpus_one_is_used_and_named(options: Options, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "gpu_problem", lambda: None)
+    monkeypatch.setattr(backend, "gpu_count", lambda: 2)
+    for gpu, warned in (("1", False), ("0,1", True)):
+        with Job("echo", Options(i="in.star", o=f"Echo/{gpu}/run", gpu=gpu)):
+            pass
+        assert ("uses one GPU: number 0" in Path(f"Echo/{gpu}/run.err").read_text()) == warned
+
+
 def test_the_real_machine_without_a_gpu_says_why(options: Options) -> None:
     if backend.gpu_available():
         pytest.skip("this machine has a usable GPU")
