@@ -197,9 +197,14 @@ def reference_transform(reference: Array, padding: int, kmax: int) -> Array:
 
 def gridding_correction(box: int, padding: int, like: Array) -> Array:
     """sinc^2 of the distance from the centre over the padded box, float32 (box,) * like.ndim: the real-space
-    fall-off of linear interpolation between padded Fourier voxels, on the device of `like`."""
+    fall-off of linear interpolation between padded Fourier voxels, on the device of `like`.
+
+    Beyond the sphere inscribed in the box it keeps its value at the sphere: without padding it nears zero in the
+    corners, and dividing by that would raise them without bound.
+    """
     xp = xp_of(like)
     radius = xp.sqrt(sum(xp.asarray(c) ** 2 for c in centred_coordinates(box, like.ndim)))
+    radius = xp.minimum(radius, box / 2)
     return (xp.sinc(radius / (padding * box)) ** 2).astype(np.float32)
 
 

@@ -22,13 +22,13 @@ from spa.em.maximisation import (
     noise_spectra,
     reconstruct_halves,
 )
-from spa.em.schedule import RESOLUTION_MARGIN, Schedule, particle_radius
+from spa.em.schedule import Schedule, particle_radius
 from spa.em.settings import RefinementOptions, Search
 from spa.em.state import Batch, FloatArray, State, Sums
 from spa.errors import InputError
 from spa.euler import angular_distance
 from spa.fourier import reference_transform
-from spa.fsc import resolution_shell, shell_to_resolution
+from spa.fsc import shell_to_resolution
 from spa.job import Job
 from spa.kernels.backend import device_memory, host_memory, to_device, use_device
 from spa.mask import soft_sphere
@@ -177,7 +177,8 @@ class Engine:
             pdf_class=np.ones((self.n_halves, 1)),
             offset_sigma=max(self.options.offset_range / 2, 0.5),
             kmax=first_kmax,
-            resolution_shell=max(1, first_kmax - RESOLUTION_MARGIN),
+            score_kmax=self.schedule.first_shell(),
+            resolution_shell=self.schedule.first_shell(),
         )
 
     def _solvent_mask(self) -> FloatArray:
@@ -196,9 +197,9 @@ class Engine:
             to_device(np.stack(transforms), self.device), self.options.pad, to_device(log_pdf, self.device)
         )
 
-    def _batches(self, state: State, half: int, indices: np.ndarray[Any, np.dtype[np.int64]]) -> Any:
+    def _batches(self, state: State, half: int, indices: np.ndarray[Any, np.dtype[np.int64]], score_kmax: int) -> Any:
         for part, images in self.inputs.images.batches(indices, self._batch_size()):
-            yield self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half])
+            yield self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half], score_kmax)
 
     def _needs_scale(self, state: State) -> bool:
         """Measure the grey scale of the reference against some images; say so if it must be fitted."""
@@ -206,7 +207,7 @@ class Engine:
         indices = self.half_indices(0)
         indices = np.sort(np.random.default_rng(self.options.random_seed).permutation(indices)[:PROBE_PARTICLES])
         sums, _ = self._expectation(state, step, 0, indices, None)
-        scale = self._measured_scale(sums, step.kmax)
+        scale = self._measured_scale(sums, step.score_kmax)
         if SCALE_TRUSTED[0] < scale < SCALE_TRUSTED[1]:
             return False
         self.job.say(
@@ -239,6 +240,7 @@ class Engine:
             self.box,
             self.options.pad,
             step.kmax,
+            step.score_kmax,
             self.options.tau2_fudge,
             self.sphere,
             self._join_shell(),
@@ -272,7 +274,7 @@ class Engine:
         )
         estimates = []
         candidates = 0
-        for batch in self._batches(state, half, indices):
+        for batch in self._batches(state, half, indices, step.score_kmax):
             scores = descent.run(batch, self.poses.rotations[batch.indices])
             candidates += scores.scored
             made = accumulate(
@@ -338,17 +340,17 @@ class Engine:
         masked = maps.regularised * self._solvent_mask()
         total = sum(s.images.sum() for s in sums)
         if self.options.scale:
-            self._update_group_scale(sums, step.kmax)
-        shell = resolution_shell(maps.fsc) if self.n_halves == 2 else step.kmax
+            self._update_group_scale(sums, step.score_kmax)
         new = State(
             maps=masked.astype(np.float32),
             sigma2=np.stack([noise_spectra(s, state.sigma2[h]) for h, s in enumerate(sums)]),
             tau2=maps.tau2,
-            fsc=maps.fsc,
+            fsc=maps.halves.curve,
             pdf_class=np.stack([s.class_mass / s.class_mass.sum() for s in sums]),
             offset_sigma=max(0.5, float(np.sqrt(sum(s.offset_square for s in sums) / (2 * total)))),
             kmax=step.kmax,
-            resolution_shell=shell,
+            score_kmax=step.score_kmax,
+            resolution_shell=maps.halves.shell,
             iteration=state.iteration + 1,
             ave_pmax=sum(s.pmax for s in sums) / total,
             log_likelihood=sum(s.log_likelihood for s in sums),
@@ -371,11 +373,11 @@ class Engine:
         found = []
         for half in range(self.n_halves):
             indices = np.sort(self.half_indices(half)[:: max(1, self.inputs.n_particles // ACCURACY_PARTICLES // 2)])
-            kmax = max(2, state.resolution_shell)
+            kmax = max(2, state.score_kmax)
             reference = self._reference(state, half, kmax)
             rng = np.random.default_rng((self.options.random_seed, state.iteration, 3))
             batch: Batch
-            for batch in self._batches(state, half, indices[:ACCURACY_PARTICLES]):
+            for batch in self._batches(state, half, indices[:ACCURACY_PARTICLES], kmax):
                 found.append(estimate_accuracy(batch, reference, self.poses.rotations[batch.indices], kmax, rng))
         angle, offset = np.mean(found, axis=0)
         return float(angle), float(offset)

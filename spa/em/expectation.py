@@ -39,6 +39,7 @@ class Step:
     fit_scale : score by the likelihood maximised over the grey scale of the reference, image by image.
     offset_sigma : standard deviation (pixels) of the Gaussian prior on the shifts.
     kmax : Fourier radius of the maximisation step, pixels.
+    score_kmax : Fourier radius beyond which no level looks, pixels.
     """
 
     levels: tuple[Level, ...]
@@ -48,6 +49,7 @@ class Step:
     fit_scale: bool
     offset_sigma: float
     kmax: int
+    score_kmax: int
 
 
 @dataclass

@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 
 from spa.em.state import Batch, FloatArray, Poses
-from spa.fourier import forward, gather, phase_factors, shift
-from spa.grids import FourierPixels, half_plane
+from spa.fourier import forward, gather, inverse, phase_factors, shift
+from spa.grids import FourierPixels, half_plane, rfft_shells
 from spa.kernels.backend import Array, to_device, xp_of
 from spa.kernels.ctf import evaluate_ctf
 
@@ -50,6 +50,7 @@ class Preparer:
         poses: Poses,
         sigma2: FloatArray,
         group_scale: FloatArray,
+        score_kmax: int,
     ) -> Batch:
         """Transform images (n, box, box), centre them on their last origins and weigh them.
 
@@ -57,6 +58,7 @@ class Preparer:
         ----------
         sigma2 : float64 (n_optics, n_shells) of their half set.
         group_scale : float64 (n_groups,) of their half set.
+        score_kmax : Fourier radius beyond which nothing may reach the scores, not even through the mask.
 
         Notes
         -----
@@ -70,14 +72,16 @@ class Preparer:
         spectra = gather(forward(raw), self.pixels) * phases
         scored = spectra
         if self.mask is not None:
-            scored = gather(forward(shift(raw, origins) * self.mask), self.pixels)
-        inverse = (1 / sigma2).astype(np.float32)[:, self.pixels.shell][self.optics[indices]]
+            inside = xp_of(raw).asarray(rfft_shells(box, 2) <= score_kmax)
+            low_passed = inverse(forward(shift(raw, origins)) * inside, box)
+            scored = gather(forward(low_passed * self.mask), self.pixels)
+        precision = (1 / sigma2).astype(np.float32)[:, self.pixels.shell][self.optics[indices]]
         return Batch(
             indices=indices,
             spectra=spectra.astype(np.complex64),
             scored=scored.astype(np.complex64),
             ctf=self._ctf(indices, group_scale),
-            inverse_sigma2=to_device(inverse, self.device),
+            inverse_sigma2=to_device(precision, self.device),
             origins=origins,
             pixels=self.pixels,
             kx=self.kx,

@@ -11,8 +11,8 @@ from spa.em.expectation import Reference, Scores, Step
 from spa.em.sampling import keep, segment_index
 from spa.em.settings import Search
 from spa.em.state import Batch, FloatArray, Sums
+from spa.em.validation import HalfMapFsc, half_map_fsc
 from spa.fourier import forward
-from spa.fsc import fsc
 from spa.grids import radius_grid
 from spa.kernels.backend import Array, to_host, to_like, xp_of
 from spa.kernels.scoring import weighted_images
@@ -244,13 +244,14 @@ class Maps:
     regularised : float32 (n_halves, n_classes, box, box, box).
     unfiltered : the same without the prior (the half maps that validate), or None with one half.
     joined : float32 (n_classes, box, box, box) from both halves, or None unless asked for.
-    fsc : float64 (n_shells,); tau2, weight : float64 (n_halves, n_classes, n_shells).
+    halves : how the two halves agree (nothing known with one half).
+    tau2 : float64 (n_halves, n_classes, n_shells).
     """
 
     regularised: FloatArray
     unfiltered: FloatArray | None
     joined: FloatArray | None
-    fsc: FloatArray
+    halves: HalfMapFsc
     tau2: FloatArray
 
 
@@ -260,6 +261,7 @@ def reconstruct_halves(
     box: int,
     padding: int,
     kmax: int,
+    score_kmax: int,
     tau2_fudge: float,
     sphere: FloatArray,
     join_shell: int,
@@ -269,6 +271,7 @@ def reconstruct_halves(
 
     Parameters
     ----------
+    score_kmax : Fourier radius up to which images were aligned.
     sphere : float32 (box, box, box), soft sphere of the particle, under which the halves are compared.
     join_shell : shells below this are shared by the halves (0: none); they cannot be told apart there.
     join : also reconstruct both halves together.
@@ -288,16 +291,14 @@ def reconstruct_halves(
     shells = box // 2 + 1
     weights = np.array([[_shell_weight(h, c, padding, shells) for c in range(n_classes)] for h in sums])
     if len(sums) == 1:
-        curve = np.zeros(shells)
+        halves = HalfMapFsc(np.zeros(shells), kmax)
         inverse = np.stack([[_inverse_tau2_from_power(m, tau2_fudge) for m in unfiltered[0]]])
         joined_inverse = inverse[0]
     else:
-        curve = fsc(unfiltered[0, 0] * sphere, unfiltered[1, 0] * sphere)
-        curve[kmax + 1 :] = 0
-        curve[:2] = 1
+        halves = half_map_fsc(unfiltered[0, 0], unfiltered[1, 0], sphere, score_kmax, kmax, len(operators))
         if join_shell > 0:
             _join_low_resolution(sums, padding, join_shell)
-        trusted = np.clip(curve, 1e-3, 0.999)
+        trusted = np.clip(halves.curve, 1e-3, 0.999)
         noise_to_signal = (1 - trusted) / trusted / tau2_fudge
         inverse = weights * noise_to_signal
         joined_inverse = weights.mean(0) * noise_to_signal
@@ -315,7 +316,7 @@ def reconstruct_halves(
             [_solve(both, c, box, padding, kmax, joined_inverse[c], sphere) for c in range(n_classes)], np.float32
         )
     tau2 = 1 / np.maximum(inverse, 1e-30)
-    return Maps(regularised, unfiltered if len(sums) == 2 else None, joined, curve, tau2)
+    return Maps(regularised, unfiltered if len(sums) == 2 else None, joined, halves, tau2)
 
 
 def _solve(

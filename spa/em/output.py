@@ -23,10 +23,11 @@ from spa.io.star import Block, StarFile
 _ORIENTATION_ORDER = 3
 _PROGRESS = "spaProgress"
 _STATE_NUMBERS = {
-    "rlnSigmaOffsetsAngst": "offset_sigma",
+    "spaSigmaOffsetsPixels": "offset_sigma",
     "rlnAveragePmax": "ave_pmax",
     "rlnLogLikelihood": "log_likelihood",
     "spaNextKmax": "kmax",
+    "spaNextScoreKmax": "score_kmax",
     "spaResolutionShell": "resolution_shell",
     "spaAccuracyRotations": "accuracy_rotations",
     "spaAccuracyOffsetsPixels": "accuracy_offsets",
@@ -241,7 +242,7 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
     labels = [label for label in ("rlnModelStarFile", "rlnModelStarFile1", "rlnModelStarFile2") if label in block]
     halves = [_read_half(block.get_text(label), inputs) for label in labels]
     numbers: dict[str, Any] = {name: block.get_float(label) for label, name in _STATE_NUMBERS.items()}
-    numbers |= {name: int(numbers[name]) for name in ("kmax", "resolution_shell")}
+    numbers |= {name: int(numbers[name]) for name in ("kmax", "score_kmax", "resolution_shell")}
     state = State(
         maps=np.stack([h["maps"] for h in halves]),
         sigma2=np.stack([h["sigma2"] for h in halves]),

@@ -127,6 +127,8 @@ class Candidates:
 def segment_index(offsets: Array, n: int) -> Array:
     """Number of the segment that each of `n` elements belongs to; `offsets` has one entry more than segments."""
     xp = xp_of(offsets)
+    if len(offsets) == 2:  # CuPy's bincount refuses an empty array
+        return xp.zeros(n, np.int64)
     return xp.cumsum(xp.bincount(offsets[1:-1], minlength=n + 1)[:n])
 
 

@@ -12,6 +12,7 @@ from spa.em.expectation import Step
 from spa.em.sampling import Level, make_level
 from spa.em.settings import RefinementOptions, Search
 from spa.em.state import State
+from spa.em.validation import LEAK_SHELLS
 from spa.euler import random_rotations
 from spa.symmetry import asymmetric_unit, operators
 
@@ -19,10 +20,14 @@ RESOLUTION_MARGIN = 10
 """Shells beyond the present resolution that an iteration uses: RELION's incr_size."""
 STRONG_MARGIN = 8
 """Further shells where the halves still agree (FSC > 0.2) at the last one used."""
+ASYMMETRIC_UNIT_MARGIN = 0.75
+"""Directions this many angular steps outside the asymmetric unit are searched too: a HEALPix cell's radius."""
 FINEST_ORDER = 6
 """Finest HEALPix order of a descent (0.9°); with mean poses a finer one brought nothing."""
 ITERATIONS_PER_ORDER = 2
 """Iterations at one angular sampling before the next finer one, even while the resolution still grows."""
+MOVING = 2.0
+"""Poses whose median change exceeds this many angular steps (or accuracies) have not converged."""
 SETTLED = 0.8
 """Poses have settled when their median change is no longer below this share of the last iteration's."""
 MAX_ITERATIONS = 30
@@ -45,7 +50,6 @@ class Progress:
     at_order: int = 0
     best_shell: int = 0
     last_change: float = 180.0
-    stalled: int = 0
     final: bool = False
     finished: bool = False
 
@@ -79,21 +83,25 @@ class Schedule:
         """Whether the sampling has become fine enough for local searches."""
         return self.progress.order - self.options.oversampling >= self.local_order
 
-    def first_kmax(self) -> int:
-        """Fourier radius of the first iteration: `--ini_high` and a margin, or a third of the box."""
+    def first_shell(self) -> int:
+        """Last shell on which the first iteration aligns: that of `--ini_high`, or a third of the box."""
         if self.options.ini_high <= 0:
             return min(self.largest_kmax, self.box // 3)
-        shell = round(self.box * self.pixel_size / self.options.ini_high)
-        return min(self.largest_kmax, shell + RESOLUTION_MARGIN)
+        return min(self.largest_kmax, max(2, round(self.box * self.pixel_size / self.options.ini_high)))
+
+    def first_kmax(self) -> int:
+        """Fourier radius of the first iteration's maps."""
+        return min(self.largest_kmax, self.first_shell() + RESOLUTION_MARGIN)
 
     def step(self, state: State, fit_scale: bool) -> Step:
         """The plan of the next iteration; its grids are turned by a random rotation of their own."""
         rng = np.random.default_rng((self.options.random_seed, state.iteration + 1, 1))
         perturbation = random_rotations(1, rng)[0]
         kmax = self.largest_kmax if self.progress.final else state.kmax
-        levels = self._local_levels(state, kmax, perturbation) if self.local else self._levels(kmax, perturbation)
+        limit = state.score_kmax
+        levels = self._local_levels(state, limit, perturbation) if self.local else self._levels(limit, perturbation)
         first = levels[0]
-        margin = 0.5 * first.angular_step
+        margin = ASYMMETRIC_UNIT_MARGIN * first.angular_step
         inside = np.nonzero(asymmetric_unit(first.frames[:, 2], self.operators, margin))[0]
         psi = np.arange(first.n_psi, dtype=np.int64)
         one_class = (inside[:, None] * first.n_psi + psi).ravel()
@@ -108,6 +116,7 @@ class Schedule:
             fit_scale=fit_scale,
             offset_sigma=state.offset_sigma,
             kmax=kmax,
+            score_kmax=limit,
         )
 
     def advance(self, state: State, median_change: float) -> None:
@@ -125,7 +134,9 @@ class Schedule:
         grew = state.resolution_shell > p.best_shell
         p.best_shell = max(p.best_shell, state.resolution_shell)
         p.at_order += 1
-        settled = median_change > SETTLED * p.last_change or median_change < 0.5 * state.accuracy_rotations
+        step = max(state.accuracy_rotations, healpix.angular_step(p.order))
+        calm = median_change > SETTLED * p.last_change or median_change < 0.5 * state.accuracy_rotations
+        settled = calm and median_change < MOVING * step
         p.last_change = median_change
         wanted = self._wanted_order(state.accuracy_rotations)
         if p.order < wanted and (state.iteration == 1 or not grew or p.at_order >= ITERATIONS_PER_ORDER):
@@ -136,7 +147,16 @@ class Schedule:
             p.final = True
         strong = state.fsc[min(state.kmax, len(state.fsc) - 1)] > 0.2
         margin = RESOLUTION_MARGIN + (STRONG_MARGIN if strong else 0)
+        state.score_kmax = min(self.largest_kmax, max(self.first_shell(), self._alignable(state)))
         state.kmax = min(self.largest_kmax, max(self.first_kmax(), state.resolution_shell + margin))
+
+    def _alignable(self, state: State) -> int:
+        """The next iteration's last shell of alignment: the resolution, if more than leakage from the present one."""
+        if state.resolution_shell > state.score_kmax + LEAK_SHELLS or state.resolution_shell < state.score_kmax:
+            return state.resolution_shell
+        if state.resolution_shell == self.largest_kmax:
+            return self.largest_kmax
+        return state.score_kmax
 
     def _wanted_order(self, accuracy: float) -> int:
         """The coarsest order whose step is within the angular accuracy, at least the one asked for."""

@@ -25,7 +25,9 @@ class State:
     fsc : float64 (n_shells,), between the two halves.
     pdf_class : float64 (n_halves, n_classes).
     offset_sigma : standard deviation of the shifts, pixels.
-    kmax : Fourier radius used by the next iteration, pixels ("current size" is twice that).
+    kmax : Fourier radius of the next iteration's maps, pixels ("current size" is twice that).
+    score_kmax : Fourier radius up to which the next iteration compares images with references; what lies
+        beyond stays free of the alignment, so that an FSC there is evidence.
     resolution_shell : last shell at which the halves agree.
     """
 
@@ -36,6 +38,7 @@ class State:
     pdf_class: FloatArray
     offset_sigma: float
     kmax: int
+    score_kmax: int
     resolution_shell: int
     iteration: int = 0
     ave_pmax: float = 0.0

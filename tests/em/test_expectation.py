@@ -34,13 +34,13 @@ def make_batch(data: tiny.Data, poses: Poses | None = None) -> Batch:
     n = len(data.images)
     prepare = Preparer(BOX, data.coefficients, np.zeros(n, int), np.zeros(n, int), None, None)
     sigma2 = np.full((1, BOX // 2 + 1), data.sigma2)
-    return prepare.batch(data.images, np.arange(n), poses or Poses.unknown(n), sigma2, np.ones(1))
+    return prepare.batch(data.images, np.arange(n), poses or Poses.unknown(n), sigma2, np.ones(1), KMAX)
 
 
 def make_step(levels: tuple[Any, ...], fit_scale: bool = False, local: bool = False, sigma: float = 1.5) -> Step:
     first = levels[0]
     orientations = np.arange(first.n_directions * first.n_psi, dtype=np.int64)
-    return Step(levels, local, orientations, np.arange(first.n_offsets**2, dtype=np.int32), fit_scale, sigma, KMAX)
+    return Step(levels, local, orientations, np.arange(first.n_offsets**2, dtype=np.int32), fit_scale, sigma, KMAX, KMAX)
 
 
 def make_reference(put: Callable[[Any], Any], volume: np.ndarray) -> Reference:

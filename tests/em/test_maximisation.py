@@ -26,10 +26,10 @@ def em_pass(data: tiny.Data, volume: np.ndarray, levels: tuple, search: Search) 
     n = len(data.images)
     prepare = Preparer(BOX, data.coefficients, np.zeros(n, int), np.zeros(n, int), None, None)
     sigma2 = np.full((1, BOX // 2 + 1), data.sigma2)
-    batch = prepare.batch(data.images, np.arange(n), Poses.unknown(n), sigma2, np.ones(1))
+    batch = prepare.batch(data.images, np.arange(n), Poses.unknown(n), sigma2, np.ones(1), KMAX)
     first = levels[0]
     orientations = np.arange(first.n_directions * first.n_psi, dtype=np.int64)
-    step = Step(levels, False, orientations, np.arange(first.n_offsets**2, dtype=np.int32), False, 2.0, KMAX)
+    step = Step(levels, False, orientations, np.arange(first.n_offsets**2, dtype=np.int32), False, 2.0, KMAX, KMAX)
     reference = Reference(reference_transform(volume, PADDING, BOX // 2 - 1)[None], PADDING, np.zeros(1, np.float32))
     scores = Descent(reference, step, search, 10**9).run(batch, np.tile(np.eye(3), (n, 1, 1)))
     sums = new_sums(1, 1, 1, BOX, PADDING, KMAX, prepare.kx)
@@ -60,7 +60,7 @@ def true_pose_scores(data: tiny.Data, level_shift: int = 0) -> tuple:
     poses = Poses.unknown(n)
     poses.origins = data.origins
     sigma2 = np.full((1, BOX // 2 + 1), data.sigma2)
-    batch = prepare.batch(data.images, np.arange(n), poses, sigma2, np.ones(2))
+    batch = prepare.batch(data.images, np.arange(n), poses, sigma2, np.ones(2), KMAX)
     level = make_level(5, 1.0, 1, KMAX, np.eye(3), 5)
     near = np.argmax(level.frames[:, 2] @ data.rotations[:, 2].T, 0)
     psi = np.arange(level.n_psi)
@@ -71,7 +71,7 @@ def true_pose_scores(data: tiny.Data, level_shift: int = 0) -> tuple:
     candidates = Candidates(np.arange(n + 1), np.array(orientation), np.arange(n + 1), np.zeros(n, np.int32))
     log_weight = np.zeros(n, np.float32)
     scores = Scores(level, candidates, log_weight, posterior(log_weight, np.arange(n + 1), 0.999, 1.0, 0), n)
-    step = Step((level,), True, np.zeros(0, np.int64), np.zeros(1, np.int32), False, 1.0, KMAX)
+    step = Step((level,), True, np.zeros(0, np.int64), np.zeros(1, np.int32), False, 1.0, KMAX, KMAX)
     return batch, scores, step
 
 
@@ -123,10 +123,10 @@ def test_halves_meet_only_below_the_join() -> None:
     halves = [half_sums(tiny.simulate(300, BOX, 0.5, seed, volume=volume), seed) for seed in (8, 9)]
     before = [h.data.copy() for h in halves]
     sphere = np.asarray(soft_sphere(BOX, 6, 1))
-    reconstruct_halves(halves, np.eye(3)[None], BOX, PADDING, KMAX, 1.0, sphere, 0, False)
+    reconstruct_halves(halves, np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 1.0, sphere, 0, False)
     for now, then in zip(halves, before, strict=True):
         np.testing.assert_array_equal(now.data, then)
-    reconstruct_halves(halves, np.eye(3)[None], BOX, PADDING, KMAX, 1.0, sphere, 3, False)
+    reconstruct_halves(halves, np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 1.0, sphere, 3, False)
     centre = halves[0].data.shape[-2] // 2
     grid = np.arange(-centre, centre + 1)
     radius = np.sqrt(grid[:, None, None] ** 2 + grid[:, None] ** 2 + np.arange(halves[0].data.shape[-1]) ** 2)
@@ -140,20 +140,20 @@ def test_reconstruction_from_the_true_poses_is_the_map() -> None:
     volume = tiny.blobs(BOX, 1)
     halves = [half_sums(tiny.simulate(600, BOX, 2.0, seed, volume=volume), seed) for seed in (8, 9)]
     sphere = np.asarray(soft_sphere(BOX, 6, 1))
-    maps = reconstruct_halves(halves, np.eye(3)[None], BOX, PADDING, KMAX, 1.0, sphere, 0, True)
+    maps = reconstruct_halves(halves, np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 1.0, sphere, 0, True)
     wanted = low_pass(volume, tiny.PIXEL_SIZE, BOX * tiny.PIXEL_SIZE / KMAX)
     assert maps.joined is not None
     assert tiny.correlation(maps.joined[0] * sphere, wanted * sphere) > 0.98
     slope = float((maps.joined[0] * wanted * sphere).sum() / (wanted**2 * sphere).sum())
     assert slope == pytest.approx(1.0, abs=0.1)
-    assert maps.fsc[4] > 0.9
+    assert maps.halves.curve[4] > 0.9
 
 
 def test_prior_from_power_shrinks_a_single_map() -> None:
     volume = tiny.blobs(BOX, 1)
     sums = half_sums(tiny.simulate(200, BOX, 0.2, 8, volume=volume), 8)
     sphere = np.asarray(soft_sphere(BOX, 6, 1))
-    strong = reconstruct_halves([sums], np.eye(3)[None], BOX, PADDING, KMAX, 4.0, sphere, 0, False)
-    weak = reconstruct_halves([sums], np.eye(3)[None], BOX, PADDING, KMAX, 0.2, sphere, 0, False)
+    strong = reconstruct_halves([sums], np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 4.0, sphere, 0, False)
+    weak = reconstruct_halves([sums], np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 0.2, sphere, 0, False)
     assert weak.regularised.std() < strong.regularised.std()
     assert strong.unfiltered is None
