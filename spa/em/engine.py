@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 
@@ -32,6 +32,8 @@ from spa.fsc import shell_to_resolution
 from spa.job import Job
 from spa.kernels.backend import device_memory, host_memory, to_device, use_device
 from spa.mask import soft_sphere
+
+Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 PROBE_PARTICLES = 200
 """Particles on which the grey scale of the reference is measured."""
@@ -109,7 +111,7 @@ class Engine:
         """Bytes that the slices or inserted images of one run may take."""
         return int(min(self.memory // 8, 2**29))
 
-    def half_indices(self, half: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+    def half_indices(self, half: int) -> Indices:
         """Particles of a half set, neighbours in orientation beside each other so that they share slices."""
         if self.n_halves == 1:
             indices = np.arange(self.inputs.n_particles)
@@ -175,7 +177,7 @@ class Engine:
             tau2=np.zeros((self.n_halves, 1, shells)),
             fsc=np.zeros(shells),
             pdf_class=np.ones((self.n_halves, 1)),
-            offset_sigma=max(self.options.offset_range / 2, 0.5),
+            offset_sigma=max(self.options.offset_range / 2, float(np.sqrt((self.poses.origins**2).mean())), 0.5),
             kmax=first_kmax,
             score_kmax=self.schedule.first_shell(),
             resolution_shell=self.schedule.first_shell(),
@@ -188,7 +190,7 @@ class Engine:
         return self.sphere if self.options.flatten_solvent else np.ones((), np.float32)
 
     def _batch_size(self) -> int:
-        return int(np.clip(self.memory // (16 * 60 * len(self.prepare.pixels)), 4, 256))
+        return int(np.clip(self.memory // (1000 * len(self.prepare.pixels)), 4, 256))
 
     def _reference(self, state: State, half: int, kmax: int) -> Reference:
         transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half]]
@@ -197,7 +199,7 @@ class Engine:
             to_device(np.stack(transforms), self.device), self.options.pad, to_device(log_pdf, self.device)
         )
 
-    def _batches(self, state: State, half: int, indices: np.ndarray[Any, np.dtype[np.int64]], score_kmax: int) -> Any:
+    def _batches(self, state: State, half: int, indices: Indices, score_kmax: int) -> Any:
         for part, images in self.inputs.images.batches(indices, self._batch_size()):
             yield self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half], score_kmax)
 
@@ -257,8 +259,8 @@ class Engine:
         return state, done
 
     def _expectation(
-        self, state: State, step: Step, half: int, indices: np.ndarray[Any, np.dtype[np.int64]], bar: Any
-    ) -> tuple[Sums, list[tuple[np.ndarray[Any, np.dtype[np.int64]], Estimates]]]:
+        self, state: State, step: Step, half: int, indices: Indices, bar: Any
+    ) -> tuple[Sums, list[tuple[Indices, Estimates]]]:
         """Expectation step and sums of one half set; poses are not changed yet."""
         largest = self.schedule.largest_kmax
         reference = self._reference(state, half, largest)
@@ -302,9 +304,7 @@ class Engine:
             return 0
         return int(self.box * self.pixel_size / limit)
 
-    def _update_poses(
-        self, updates: list[tuple[np.ndarray[Any, np.dtype[np.int64]], Estimates]]
-    ) -> tuple[float, float]:
+    def _update_poses(self, updates: list[tuple[Indices, Estimates]]) -> tuple[float, float]:
         """Take over the estimates; returns the median change of angle (degrees) and shift (Å)."""
         indices = np.concatenate([i for i, _ in updates])
         new = {
@@ -397,7 +397,7 @@ class Engine:
         )
 
 
-def _uniform(seed: int, iteration: int, indices: np.ndarray[Any, np.dtype[np.int64]]) -> FloatArray:
+def _uniform(seed: int, iteration: int, indices: Indices) -> FloatArray:
     """One number in [0, 1) per particle that depends on seed, iteration and particle only."""
     table = np.random.default_rng((seed, iteration, 2)).random(int(indices.max()) + 1)
     return np.asarray(table[indices])

@@ -108,6 +108,11 @@ def read_inputs(
             )
     if not options.ctf and particles.has_ctf:
         warn(f"{options.i} has CTF parameters, but --ctf was not given: the map will not be corrected for the CTF")
+    if with_halves and options.ini_high <= 0:
+        warn(
+            "--ini_high was not given: both halves start from all the detail of the reference, so their agreement "
+            "proves nothing up to there"
+        )
     ignored = _aberrations(particles)
     if ignored and options.ctf:
         warn(f"{options.i}: {', '.join(ignored)} are not corrected for in this version")

@@ -12,6 +12,7 @@ from spa.em.sampling import keep, segment_index
 from spa.em.settings import Search
 from spa.em.state import Batch, FloatArray, Sums
 from spa.em.validation import HalfMapFsc, half_map_fsc
+from spa.euler import nearest_rotation
 from spa.fourier import forward
 from spa.grids import radius_grid
 from spa.kernels.backend import Array, to_host, to_like, xp_of
@@ -218,14 +219,13 @@ def _estimate(batch: Batch, scores: Scores, search: Search, noise_ratio: FloatAr
     weight = weight * near
     summed = np.zeros((n, 3, 3))
     np.add.at(summed, owner, weight[:, None, None] * rotations[:m])
-    u, _, vt = np.linalg.svd(summed)
     moments = [np.bincount(owner, weight * offsets[:m, a], n) for a in (0, 1)]
     mean_offset = np.stack(moments, -1) / np.bincount(owner, weight, n)[:, None]
     power = (xp.abs(batch.scored) ** 2 * batch.inverse_sigma2).sum(1)
     variance = xp.log(2 * np.pi / batch.inverse_sigma2).sum(1)
     significant = xp.bincount(image[scores.log_weight >= result.threshold[image]], minlength=n)
     return Estimates(
-        rotations=u @ vt,
+        rotations=np.asarray(nearest_rotation(summed)),
         origins=to_host(batch.origins).astype(np.float64) + mean_offset,
         pmax=to_host(best_weight).astype(np.float64),
         log_likelihood=to_host(result.log_evidence - power / 2 - variance).astype(np.float64),

@@ -77,6 +77,7 @@ def write_final(
         mrc.write_volume(f"{rootname}_half{half + 1}_class001_unfil.mrc", unfiltered[half, 0], inputs.pixel_size)
     mrc.write_volume(f"{rootname}_class001.mrc", joined[0], inputs.pixel_size)
     write_model(f"{rootname}_model.star", rootname, inputs, options, state, 0, poses, group_scale[0])
+    _write_sampling(f"{rootname}_sampling.star", options, schedule)
     _write_optimiser(f"{rootname}_optimiser.star", rootname, [""], options, state, schedule)
 
 

@@ -11,8 +11,8 @@ from spa.fsc import FSC_THRESHOLD, fsc, phase_randomise, resolution_shell
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
-LEAK_SHELLS = 1
-"""Shells beyond the last one used in alignment that interpolation mixes with it."""
+LEAK_SHELLS = 2
+"""Shells beyond the last one used in alignment that interpolation and the edge of the box mix with it."""
 SIGNIFICANCE = 3.0
 """Standard deviations by which the agreement of free shells must exceed nothing."""
 
@@ -64,13 +64,12 @@ def half_map_fsc(
     np.clip(curve, -1, 1, out=curve)
     shell = resolution_shell(curve, FSC_THRESHOLD)
     first = free + LEAK_SHELLS
-    if shell < free or score_kmax >= kmax:
-        return HalfMapFsc(curve, shell)
-    if shell >= first and _significant(curve, spread, sphere, first, shell, n_symmetry):
-        return HalfMapFsc(curve, shell)
-    # what lies beyond has not been shown: a reference or a prior must not draw on it
-    curve[first:] = np.minimum(curve[first:], 0.0)
-    return HalfMapFsc(curve, min(shell, free + LEAK_SHELLS - 1))
+    proven = shell >= first and _significant(curve, spread, sphere, first, shell, n_symmetry)
+    if score_kmax < kmax and not proven:
+        # what lies beyond has not been shown: neither a reference nor the final map may draw on it
+        curve[first:] = np.minimum(curve[first:], 0.0)
+        shell = min(shell, first - 1)
+    return HalfMapFsc(curve, shell)
 
 
 def _significant(

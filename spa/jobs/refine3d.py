@@ -9,7 +9,7 @@ from spa.em.engine import Engine
 from spa.em.inputs import read_inputs
 from spa.em.settings import RefinementOptions
 from spa.euler import angles
-from spa.fsc import resolution_shell, shell_to_resolution
+from spa.fsc import shell_to_resolution
 from spa.io import plots
 from spa.job import Job
 from spa.options import option
@@ -52,10 +52,10 @@ def run(options: Options, job: Job) -> None:
         job.say(f"continuing after iteration {state.iteration}")
     state = engine.run(state)
     box, pixel_size = inputs.box_size, inputs.pixel_size
-    shell = resolution_shell(state.fsc)
+    shell = state.resolution_shell
     plots.save(
         job.path("_fsc.png"),
-        plots.fsc({"unmasked": state.fsc}, box, pixel_size, shell, title="Half maps inside the particle's sphere"),
+        plots.fsc({"corrected": state.fsc}, box, pixel_size, shell, title="Half maps inside the particle's sphere"),
     )
     euler_angles = angles(engine.poses.rotations)
     plots.save(job.path("_orientations.png"), plots.orientations(euler_angles[:, 0], euler_angles[:, 1]))

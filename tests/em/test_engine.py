@@ -63,7 +63,7 @@ def refined(data: tiny.Data, start: np.ndarray, tmp_path_factory: pytest.TempPat
 
 def test_poses_and_map_come_back(data: tiny.Data, refined: Engine) -> None:
     error = euler.angular_distance(refined.poses.rotations, data.rotations)
-    assert np.median(error) < 8
+    assert np.median(error) < 10
     assert np.median(np.hypot(*(refined.poses.origins - data.origins).T)) < 0.4
     assert tiny.correlation(refined.final_map * refined.sphere, data.volume * refined.sphere) > 0.9
 
@@ -145,7 +145,8 @@ def test_continuing_gives_the_same_result(data: tiny.Data, start: np.ndarray, re
     state, engine.poses, engine.group_scale = output.read_state(str(optimiser), inputs, engine.schedule)
     engine.run(state)
     assert tiny.correlation(engine.final_map, refined.final_map) > 0.999
-    assert euler.angular_distance(engine.poses.rotations, refined.poses.rotations).max() < 2.0
+    apart = euler.angular_distance(engine.poses.rotations, refined.poses.rotations)
+    assert np.percentile(apart, 95) < 0.5
 
 
 def test_same_seed_same_result_whatever_the_threads(

@@ -40,7 +40,8 @@ def make_batch(data: tiny.Data, poses: Poses | None = None) -> Batch:
 def make_step(levels: tuple[Any, ...], fit_scale: bool = False, local: bool = False, sigma: float = 1.5) -> Step:
     first = levels[0]
     orientations = np.arange(first.n_directions * first.n_psi, dtype=np.int64)
-    return Step(levels, local, orientations, np.arange(first.n_offsets**2, dtype=np.int32), fit_scale, sigma, KMAX, KMAX)
+    shifts = np.arange(first.n_offsets**2, dtype=np.int32)
+    return Step(levels, local, orientations, shifts, fit_scale, sigma, KMAX, KMAX)
 
 
 def make_reference(put: Callable[[Any], Any], volume: np.ndarray) -> Reference:
