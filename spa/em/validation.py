@@ -80,4 +80,4 @@ def _significant(
     filled = float(sphere.sum(dtype=np.float64) ** 2 / (sphere.astype(np.float64) ** 2).sum() / sphere.size)
     independent = np.maximum(2 * np.pi * shells**2 * filled / n_symmetry, 0.5)
     deviation = np.sqrt((spread[shells] ** 2 / (2 * independent)).sum()) / len(shells)
-    return float(curve[shells].mean()) > SIGNIFICANCE * deviation
+    return bool(curve[shells].mean() > SIGNIFICANCE * deviation)
