@@ -58,13 +58,3 @@ def nearest_rotation(matrices: ArrayLike) -> Matrices:
     u, _, vt = np.linalg.svd(np.asarray(matrices, dtype=np.float64))
     u[..., :, -1] *= np.sign(np.linalg.det(u @ vt))[..., None]
     return np.asarray(u @ vt)
-
-
-def mean_rotation(matrices: ArrayLike, weights: ArrayLike | None = None) -> Matrices:
-    """The weighted chordal mean, (..., 3, 3), of rotations (..., n, 3, 3) with weights (..., n).
-
-    Notes: Moakher 2002, SIAM J Matrix Anal Appl 24:1: the projection of the arithmetic mean on the rotations.
-    """
-    rotations = np.asarray(matrices, dtype=np.float64)
-    w = np.ones(rotations.shape[:-2]) if weights is None else np.asarray(weights, dtype=np.float64)
-    return nearest_rotation(np.einsum("...n,...nij->...ij", w, rotations))

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spa.fourier import forward, inverse
-from spa.grids import FourierPixels, rfft_multiplicity, rfft_shells
+from spa.grids import rfft_multiplicity, rfft_shells
 from spa.kernels.backend import Array, to_host, xp_of
 
 
@@ -30,18 +30,6 @@ def shell_average(values: Array, ndim: int) -> NDArray[np.float64]:
 def power_spectrum(images: Array) -> NDArray[np.float64]:
     """Mean |F|^2 per shell, float64 (n, box // 2 + 1), of real images (n, box, box)."""
     return shell_average(xp_of(images).abs(forward(images)) ** 2, 2)
-
-
-def pixel_shell_average(values: Array, pixels: FourierPixels) -> NDArray[np.float64]:
-    """Mean over each shell 0 .. kmax, float64 (n, kmax + 1), of real half-plane values (n, n_pixels); 0 at
-    shell 0."""
-    xp, n_shells = xp_of(values), pixels.kmax + 1
-    count = np.bincount(pixels.shell, minlength=n_shells)
-    starts = np.concatenate([[0], np.cumsum(count)])
-    # the pixels are sorted by radius, so a shell is a contiguous run and its sum a difference
-    total = xp.cumsum(values.astype(np.float64), axis=1)
-    total = to_host(xp.concatenate([xp.zeros((len(values), 1)), total], axis=1)[:, xp.asarray(starts)])
-    return np.asarray(np.diff(total, axis=1) / np.maximum(count, 1))
 
 
 def coloured_noise(shape: tuple[int, ...], spectrum: ArrayLike, rng: np.random.Generator) -> NDArray[np.float32]:

@@ -18,11 +18,12 @@ from spa.em.maximisation import (
     Estimates,
     Maps,
     accumulate,
+    draw_uniform,
     new_sums,
     noise_spectra,
     reconstruct_halves,
 )
-from spa.em.schedule import Schedule, particle_radius
+from spa.em.schedule import MAX_ITERATIONS, Schedule, particle_radius
 from spa.em.settings import RefinementOptions, Search
 from spa.em.state import Batch, FloatArray, State, Sums
 from spa.errors import InputError
@@ -140,6 +141,8 @@ class Engine:
             self._report(state, done)
             if done.maps.joined is not None and done.maps.unfiltered is not None:
                 self._finish(state, done.maps.unfiltered, done.maps.joined)
+        if state.iteration > MAX_ITERATIONS:
+            self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
         return state
 
     def _finish(self, state: State, unfiltered: FloatArray, joined: FloatArray) -> None:
@@ -288,7 +291,7 @@ class Engine:
                 self.search,
                 self.inputs.optics[batch.indices],
                 self.inputs.groups[batch.indices],
-                _uniform(self.options.random_seed, state.iteration, batch.indices),
+                draw_uniform(self.options.random_seed, state.iteration, batch.indices),
                 self.working_memory,
             )
             estimates.append((batch.indices, made))
@@ -395,9 +398,3 @@ class Engine:
             f"accuracy {state.accuracy_rotations:.2f}° {state.accuracy_offsets * px:.2f} Å, "
             f"Pmax {state.ave_pmax:.2f}, {done.candidates:.0f} poses/particle, {done.seconds:.1f} s"
         )
-
-
-def _uniform(seed: int, iteration: int, indices: Indices) -> FloatArray:
-    """One number in [0, 1) per particle that depends on seed, iteration and particle only."""
-    table = np.random.default_rng((seed, iteration, 2)).random(int(indices.max()) + 1)
-    return np.asarray(table[indices])
