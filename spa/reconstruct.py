@@ -12,7 +12,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from spa.fourier import from_half_transform, gridding_correction
+from spa.fourier import forward, from_half_transform, gridding_correction, inverse
+from spa.grids import rfft_frequencies
 from spa.kernels.backend import Array, to_host, xp_of
 from spa.kernels.slices import half_radius
 from spa.kernels.symmetrise import symmetrise_half_volumes
@@ -63,14 +64,21 @@ def shell_weight(weight: Array, padding: int) -> NDArray[np.float64]:
 
 
 def solve(
-    data: Array, weight: Array, box: int, padding: int, kmax: int, inverse_tau2: ArrayLike | None = None
+    data: Array,
+    weight: Array,
+    box: int,
+    padding: int,
+    kmax: int,
+    inverse_tau2: ArrayLike | None = None,
+    band: int | None = None,
 ) -> Array:
     """The map of an accumulator: data / (weight + 1 / tau2) up to shell kmax, float32 (box,) * ndim.
 
     inverse_tau2 (n_shells,), if given, is the Wiener prior's 1 / tau2 per voxel of the unpadded transform;
     shells beyond its end take its last value, infinite values give zero. Weights below 1/1000 of their
-    shell's mean are raised to that. Raises ValueError for an accumulator made for a smaller kmax or with an
-    axis of classes.
+    shell's mean are raised to that. With `band`, shells 0 .. band and those beyond it are cut from the padded box
+    apart, and none of the first is left in the others, into which the cut spreads them otherwise. Raises
+    ValueError for an accumulator made for a smaller kmax or with an axis of classes.
 
     Notes: Scheres 2012, J Struct Biol 180:519, eq. 9. The real-space fall-off of linear insertion is
     divided out.
@@ -93,9 +101,28 @@ def solve(
         denominator = xp.maximum(denominator + prior[shell], floor[shell])
         # times the reciprocal: a complex number over infinity is not a number on every device
         quotient[planes] = numerator * xp.where(squared <= cut * cut, 1 / denominator, 0)
+    if band is None or band >= kmax:
+        return _map(quotient, padding, box)
+    low = xp.zeros_like(quotient)
+    for planes, squared in _slabs(quotient):
+        inside = squared < (padding * (band + 0.5)) ** 2
+        low[planes] = xp.where(inside, quotient[planes], 0)
+        quotient[planes] = xp.where(inside, 0, quotient[planes])
+    return _map(quotient, padding, box) + _cut_above(_map(low, padding, box), band)
+
+
+def _map(quotient: Array, padding: int, box: int) -> Array:
+    """The map of a half transform, without the fall-off of linear insertion."""
     volume = from_half_transform(quotient, padding, box)
     volume /= gridding_correction(box, padding, volume)
     return volume
+
+
+def _cut_above(volume: Array, band: int) -> Array:
+    """A map without the shells beyond `band`."""
+    xp, box = xp_of(volume), volume.shape[-1]
+    squared = sum(xp.asarray(k) ** 2 for k in rfft_frequencies(box, volume.ndim))
+    return inverse(forward(volume, volume.ndim) * (squared < (band + 0.5) ** 2), box, volume.ndim)
 
 
 def _completed(half: Array) -> Array:

@@ -11,7 +11,7 @@ from spa.em.expectation import Reference, Scores, Step
 from spa.em.sampling import keep, segment_index
 from spa.em.settings import Search
 from spa.em.state import Batch, FloatArray, Sums
-from spa.em.validation import HalfMapFsc, half_map_fsc
+from spa.em.validation import LEAK_SHELLS, HalfMapFsc, half_map_fsc
 from spa.euler import nearest_rotation
 from spa.fourier import forward
 from spa.grids import radius_grid
@@ -286,7 +286,11 @@ def reconstruct_halves(
         for c in range(n_classes):
             half.data[c], half.weight[c] = symmetrise(half.data[c], half.weight[c], operators)
     unfiltered = np.array(
-        [[_solve(h, c, box, padding, kmax, None, sphere) for c in range(n_classes)] for h in sums], dtype=np.float32
+        [
+            [_solve(h, c, box, padding, kmax, None, sphere, score_kmax + LEAK_SHELLS) for c in range(n_classes)]
+            for h in sums
+        ],
+        dtype=np.float32,
     )
     shells = box // 2 + 1
     weights = np.array([[_shell_weight(h, c, padding, shells) for c in range(n_classes)] for h in sums])
@@ -320,14 +324,21 @@ def reconstruct_halves(
 
 
 def _solve(
-    sums: Sums, c: int, box: int, padding: int, kmax: int, inverse_tau2: FloatArray | None, sphere: FloatArray
+    sums: Sums,
+    c: int,
+    box: int,
+    padding: int,
+    kmax: int,
+    inverse_tau2: FloatArray | None,
+    sphere: FloatArray,
+    band: int | None = None,
 ) -> FloatArray:
     """The map of one class, its solvent at zero.
 
     The images carry no mean (their background is normalised away), so the grey level of the solvent, outside
-    the particle's sphere, settles the mean of the map.
+    the particle's sphere, settles the mean of the map. `band` as in `solve`.
     """
-    volume: FloatArray = to_host(solve(sums.data[c], sums.weight[c], box, padding, kmax, inverse_tau2))
+    volume: FloatArray = to_host(solve(sums.data[c], sums.weight[c], box, padding, kmax, inverse_tau2, band))
     solvent = (sphere == 0) & (radius_grid(box, 3) < box // 2)
     if solvent.any():
         volume -= volume[solvent].mean(dtype=np.float64)

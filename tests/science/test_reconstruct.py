@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 
 from spa import euler, fourier, reconstruct
+from spa.fsc import fsc
 from spa.grids import half_plane, radius_grid, rfft_shells
 from spa.kernels.slices import extract_slices, insert_slices
 from spa.noise import coloured_noise
@@ -55,6 +56,28 @@ def test_slices_of_a_map_give_the_map_back(padding):
     assert correlation[1:].min() > (0.999 if padding == 2 else 0.95)
     if padding == 2:
         np.testing.assert_allclose(scale[1:], 1, atol=0.03)
+
+
+def test_shells_beyond_a_band_hold_nothing_of_it():
+    """Two maps that share strong low shells up to the edge of their boxes, and beyond them nothing but chance."""
+    rng = np.random.default_rng(5)
+    box, padding, kmax, shared = 32, 2, 14, 4
+    data, weight = reconstruct.new_accumulator(2, box, padding, kmax)
+    centre = data.shape[1] // 2
+    full, half = np.arange(-centre, centre + 1) / padding, np.arange(data.shape[-1]) / padding
+    radius = np.sqrt(full[:, None, None] ** 2 + full[:, None] ** 2 + half**2)
+    weight[:] = radius < kmax + 0.5
+    common, *own = rng.normal(size=(3, *radius.shape)) + 1j * rng.normal(size=(3, *radius.shape))
+    data[:] = (np.array(own) + 300 * common * (radius < shared + 0.5)) * weight
+    plain, apart = (
+        [reconstruct.solve(data[h], weight[h], box, padding, kmax, band=band) for h in range(2)]
+        for band in (None, shared + 2)
+    )
+    assert fsc(*plain)[shared + 3 : 9].min() > 0.5
+    assert np.abs(fsc(*apart)[shared + 3 : kmax]).max() < 0.2
+    correlation, scale = shell_correlation(apart[0], plain[0], shared)
+    assert correlation[1:].min() > 0.999
+    np.testing.assert_allclose(scale, 1, atol=0.02)
 
 
 def test_images_of_a_2d_reference_give_it_back():
