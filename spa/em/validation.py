@@ -12,7 +12,7 @@ from spa.fsc import FSC_THRESHOLD, fsc, phase_randomise, resolution_shell
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
 LEAK_SHELLS = 2
-"""Shells beyond the last one used in alignment that interpolation and the edge of the box mix with it."""
+"""Shells beyond the last one used in alignment that interpolation mixes with it."""
 SIGNIFICANCE = 3.0
 """Standard deviations by which the agreement of free shells must exceed nothing."""
 
@@ -46,12 +46,12 @@ def half_map_fsc(
     Notes
     -----
     Images aligned on a shell agree there with the reference even if they hold nothing but noise, and so do
-    the two halves as long as their references have a common origin. The sphere and the interpolation carry
-    that agreement to neighbouring shells. So phases beyond `score_kmax` are randomised to find what the
-    sphere alone does there, which is taken out (Chen et al. 2013, Ultramicroscopy 135:24), and the
-    resolution grows only if the shells beyond `score_kmax` + LEAK_SHELLS up to it agree significantly.
+    the two halves as long as their references have a common origin. Interpolation carries that agreement to
+    LEAK_SHELLS more, and the sphere carries it further. So phases beyond `score_kmax` + LEAK_SHELLS are
+    randomised to find what the sphere alone does there, which is taken out (Chen et al. 2013, Ultramicroscopy
+    135:24), and the resolution grows only if those shells agree significantly up to it.
     """
-    free = score_kmax + 1
+    free = score_kmax + 1 + LEAK_SHELLS
     masked = fsc(half1 * sphere, half2 * sphere)
     curve, spread = masked.copy(), np.ones_like(masked)
     if free < len(masked):
@@ -63,12 +63,11 @@ def half_map_fsc(
     curve[:2] = 1
     np.clip(curve, -1, 1, out=curve)
     shell = resolution_shell(curve, FSC_THRESHOLD)
-    first = free + LEAK_SHELLS
-    proven = shell >= first and _significant(curve, spread, sphere, first, shell, n_symmetry)
+    proven = shell >= free and _significant(curve, spread, sphere, free, shell, n_symmetry)
     if score_kmax < kmax and not proven:
         # what lies beyond has not been shown: neither a reference nor the final map may draw on it
-        curve[first:] = np.minimum(curve[first:], 0.0)
-        shell = min(shell, first - 1)
+        curve[free:] = np.minimum(curve[free:], 0.0)
+        shell = min(shell, free - 1)
     return HalfMapFsc(curve, shell)
 
 
