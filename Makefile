@@ -31,9 +31,11 @@ lint: $(TEST_READY)
 	$(RUN) -m pip install --quiet --no-deps --target build/installed .
 	cd build/installed && $(abspath $(dir $(RUN)))/$(notdir $(RUN)) -m mypy --config-file $(CURDIR)/pyproject.toml -p spa
 
+# Tables go to benchmarks/results, each with machine, versions, commit and date.
 bench: $(READY)
-	$(RUN) -m benchmarks.kernels
-	$(RUN) -m benchmarks.jobs
+	$(RUN) -m benchmarks.kernels --device cpu --output benchmarks/results/kernels_cpu.txt
+	$(RUN) -m benchmarks.report benchmarks/results/kernels_cpu.txt
+	$(RUN) -m benchmarks.jobs --save
 
 gpu-test: $(GPU_READY)
 	SPA_REQUIRE_GPU=1 $(RUN) -m pytest

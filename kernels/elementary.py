@@ -1,4 +1,4 @@
-"""Float32 sine, cosine and exponential that LLVM vectorises inside Numba loops (libm calls would not)."""
+"""Float32 sine, cosine, exponential and dot products that LLVM vectorises inside Numba loops (libm calls would not)."""
 
 from __future__ import annotations
 
@@ -44,3 +44,25 @@ def exponential(x):  # type: ignore[no-untyped-def]
     series = _ONE + r * (_ONE + r * (_HALF + r * (_E3 + r * (_E4 + r * (_E5 + r * (_E6 + r * _E7))))))
     power = np.int32((n + _EXPONENT_BIAS) << _MANTISSA_BITS).view(np.float32)
     return series * power if x > _LOWEST_EXPONENT else f32(0)
+
+
+@njit(nogil=True, fastmath=RELAXED)
+def dot(a, b):  # type: ignore[no-untyped-def]
+    """Sum of a * b."""
+    total = np.float32(0)
+    for k in range(a.size):
+        total += a[k] * b[k]
+    return total
+
+
+@njit(nogil=True, fastmath=RELAXED)
+def dots4(a, row0, row1, row2, row3, out):  # type: ignore[no-untyped-def]
+    """Four sums that share their first factor."""
+    s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
+    for k in range(a.size):
+        p = a[k]
+        s0 += p * row0[k]
+        s1 += p * row1[k]
+        s2 += p * row2[k]
+        s3 += p * row3[k]
+    out[0], out[1], out[2], out[3] = s0, s1, s2, s3

@@ -5,15 +5,38 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType
 from typing import Any
 
 import numpy as np
+from numba import get_num_threads, njit
 
 from spa.kernels.backend import Array, compile_cuda, current_device, is_device
+from spa.kernels.elementary import RELAXED
 
 HERE = Path(__file__).parent
 BLOCK = 256
 """Threads per block of every kernel."""
+
+
+def cpu_kernel(function: FunctionType) -> Callable[..., Any]:
+    """Compile the CPU twin of a kernel; its `prange` runs on the threads set for the calling thread.
+
+    With one thread the loop is an ordinary one, so that several callers may each run their own at the same time:
+    Numba's thread pools serve one parallel loop after the other.
+    """
+    # Numba's cache tells functions apart by name, not by options
+    parts = function.__code__, function.__globals__, f"{function.__name__}_serial"
+    alone = FunctionType(*parts)
+    alone.__qualname__, alone.__module__ = parts[2], function.__module__
+    serial = njit(cache=True, nogil=True, fastmath=RELAXED)(alone)
+    parallel = njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)(function)
+
+    @functools.wraps(function)
+    def call(*arguments: Any) -> None:
+        (serial if get_num_threads() == 1 else parallel)(*arguments)
+
+    return call
 
 
 @functools.cache

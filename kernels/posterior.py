@@ -10,7 +10,7 @@ from numba import njit, prange
 
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED, exponential
-from spa.kernels.loader import launch, raw_module, require
+from spa.kernels.loader import cpu_kernel, launch, raw_module, require
 
 BINS_PER_UNIT = 64
 """Histogram bins per unit of log weight: a power of two, so that bin edges are exact in float32."""
@@ -84,7 +84,7 @@ def _last_bin(counts, temperature, mass, max_candidates):  # type: ignore[no-unt
     return counts.size - 1
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
+@cpu_kernel
 def _posterior_cpu(  # type: ignore[no-untyped-def]
     log_weight, offsets, mass, temperature, max_candidates, n_bins, weights, threshold, log_evidence, best
 ):

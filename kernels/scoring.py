@@ -6,8 +6,8 @@ import numpy as np
 from numba import njit, prange
 
 from spa.kernels.backend import Array, is_device, xp_of
-from spa.kernels.elementary import RELAXED, sincos_turns
-from spa.kernels.loader import BLOCK, launch, raw_module, require
+from spa.kernels.elementary import RELAXED, dot, dots4, sincos_turns
+from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 
 @njit(inline="always")
@@ -47,26 +47,6 @@ def _norm(weights, reference):  # type: ignore[no-untyped-def]
 
 
 @njit(nogil=True, fastmath=RELAXED)
-def _dot(a, b):  # type: ignore[no-untyped-def]
-    total = np.float32(0)
-    for k in range(a.size):
-        total += a[k] * b[k]
-    return total
-
-
-@njit(nogil=True, fastmath=RELAXED)
-def _dots4(reference, row0, row1, row2, row3, out):  # type: ignore[no-untyped-def]
-    s0, s1, s2, s3 = np.float32(0), np.float32(0), np.float32(0), np.float32(0)
-    for k in range(reference.size):
-        p = reference[k]
-        s0 += p * row0[k]
-        s1 += p * row1[k]
-        s2 += p * row2[k]
-        s3 += p * row3[k]
-    out[0], out[1], out[2], out[3] = s0, s1, s2, s3
-
-
-@njit(nogil=True, fastmath=RELAXED)
 def _add(total, weight, row):  # type: ignore[no-untyped-def]
     for k in range(row.size):
         total[k] += weight * row[k]
@@ -79,7 +59,7 @@ def _add4(total, weights, row0, row1, row2, row3):  # type: ignore[no-untyped-de
         total[k] += w0 * row0[k] + w1 * row1[k] + w2 * row2[k] + w3 * row3[k]
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
+@cpu_kernel
 def _squared_difference_cpu(  # type: ignore[no-untyped-def]
     images,
     weights,
@@ -104,7 +84,7 @@ def _squared_difference_cpu(  # type: ignore[no-untyped-def]
             norm[group] = _norm(weights[i], reference)
             c, stop = group_offsets[group], group_offsets[group + 1]
             while c + 4 <= stop:
-                _dots4(
+                dots4(
                     reference,
                     rows[slot[candidate_shift[c]]],
                     rows[slot[candidate_shift[c + 1]]],
@@ -114,11 +94,11 @@ def _squared_difference_cpu(  # type: ignore[no-untyped-def]
                 )
                 c += 4
             while c < stop:
-                cross[c] = _dot(reference, rows[slot[candidate_shift[c]]])
+                cross[c] = dot(reference, rows[slot[candidate_shift[c]]])
                 c += 1
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
+@cpu_kernel
 def _weighted_images_cpu(  # type: ignore[no-untyped-def]
     images,
     weights,
@@ -160,7 +140,7 @@ def _weighted_images_cpu(  # type: ignore[no-untyped-def]
                 group_weights[group, k] = total * weights[i, k]
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
+@cpu_kernel
 def _shift_image_cpu(image, kx, ky, shifts, rows):  # type: ignore[no-untyped-def]
     for s in prange(shifts.shape[0]):
         _shift_row(image, kx, ky, shifts[s, 0], shifts[s, 1], rows[s])

@@ -7,7 +7,7 @@ from numba import get_num_threads, njit, prange
 
 from spa.kernels.backend import Array, is_device, xp_of
 from spa.kernels.elementary import RELAXED
-from spa.kernels.loader import BLOCK, launch, raw_module, require
+from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 _TILE = 64
 _SAMPLE = 37
@@ -44,7 +44,7 @@ def _locate(kx, ky, rotation, shape, sign, fraction, corner):  # type: ignore[no
         corner[k] = (h * m + j) * width + i
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
+@cpu_kernel
 def _extract_cpu(references, shape, classes, rotations, kx, ky, out):  # type: ignore[no-untyped-def]
     row, plane = np.uint64(2 * shape[2]), np.uint64(2 * shape[2] * shape[1])
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
@@ -110,7 +110,7 @@ def _add_pair(data, weight, at, g0, g1, real, imag, w):  # type: ignore[no-untyp
     weight[at + one] += g1 * w
 
 
-@njit(cache=True, nogil=True, parallel=True, fastmath=RELAXED)
+@cpu_kernel
 def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights, edges):  # type: ignore[no-untyped-def]
     flat = shape[0] == 1
     row, plane = np.uint64(shape[2]), np.uint64(shape[2] * shape[1])

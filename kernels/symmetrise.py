@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import numpy as np
-from numba import njit, prange
+from numba import prange
 
 from spa.kernels.backend import Array, is_device, xp_of
-from spa.kernels.loader import BLOCK, launch, raw_module, require
+from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 
-@njit(cache=True, nogil=True, parallel=True)
+@cpu_kernel
 def _symmetrise_cpu(data, weight, operators, data_sum, weight_sum):  # type: ignore[no-untyped-def]
     m, width = data.shape[0], data.shape[2]
     origin, limit = width - 1, (width - 2) ** 2

@@ -14,6 +14,7 @@ from spa.kernels.backend import Array, to_host
 _LEVEL = 0.3  # of the way from the background to the mean density of the particle
 _NOISE_SIGMAS = 4.0
 _SMALLEST_RADIUS = 10.0  # Å; a ball of 3.5 kDa of protein
+_NEGLIGIBLE = 0.02
 _KEPT_ISLANDS = 0.1  # of the volume of the largest
 
 
@@ -24,6 +25,15 @@ def soft_sphere(box: int, radius: float, edge: float, ndim: int = 3, xp: ModuleT
     edge.
     """
     return _raised_cosine(xp.asarray(radius_grid(box, ndim)) - radius, edge, xp)
+
+
+def support_radius(mask: Array, box: int) -> float:
+    """Distance from the centre, in pixels, of the furthest voxel where a mask exceeds 2 %.
+
+    mask : float (box, box, box), or a scalar, which masks nothing: the corners of the box are sqrt(3) box / 2 away.
+    """
+    inside = np.asarray(to_host(mask)) > _NEGLIGIBLE
+    return float((radius_grid(box, 3) * inside).max())
 
 
 def automatic_threshold(volume: Array, pixel_size: float) -> float:

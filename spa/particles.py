@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spa import ctf
+from spa.aberrations import Aberrations, read_aberrations
 from spa.errors import InputError
 
 
@@ -233,6 +234,16 @@ class Particles:
             self.optics_values("pixel_size"),
             box_size or self.box_size,
         )
+
+    def aberrations(self) -> list[Aberrations]:
+        """Beam tilt, higher aberrations and magnification of each of `optics`, from the file the particles come from.
+
+        None for particles that were not read from a file. Raises InputError as `read_aberrations`.
+        """
+        if self.source is None:
+            return [Aberrations()] * len(self.optics)
+        cs, voltage = np.array([(group.cs, group.voltage) for group in self.optics]).T
+        return read_aberrations(self.source["optics"], cs, ctf.wavelength(voltage))
 
     def _shared(self, name: str, unit: str) -> float:
         used = [self.optics[i] for i in np.unique(self.optics_index)] or self.optics

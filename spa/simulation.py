@@ -6,12 +6,15 @@ matters.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spa import euler
+from spa.aberrations import Aberrations, PixelAberrations
 from spa.ctf import ctf_image
 from spa.fourier import inverse, phase_factors, reference_transform
 from spa.grids import radius_grid, rfft_frequencies, rfft_multiplicity, rfft_shells
@@ -79,9 +82,18 @@ class Projector:
     volumes : float32 (n_models, box, box, box), axes (z, y, x); their device does the work.
     padding : of the transforms the slices are cut from.
     maxres_shell : last Fourier shell of the projections; default the one below Nyquist.
+    aberrations : of each optics group, of which the odd phases are applied; empty for none.
+    pixel_size : Å; matters to aberrations only.
     """
 
-    def __init__(self, volumes: Array, padding: int = PADDING, maxres_shell: int | None = None) -> None:
+    def __init__(
+        self,
+        volumes: Array,
+        padding: int = PADDING,
+        maxres_shell: int | None = None,
+        aberrations: Sequence[Aberrations] = (),
+        pixel_size: float = 1.0,
+    ) -> None:
         xp = self.xp = xp_of(volumes)
         self.box_size: int = volumes.shape[-1]
         self.padding = padding
@@ -90,6 +102,7 @@ class Projector:
         ky, kx = np.broadcast_arrays(*rfft_frequencies(self.box_size, 2))
         self._inside = xp.asarray((kx**2 + ky**2 < (kmax + 0.5) ** 2).astype(np.float32).ravel())
         self._kx, self._ky = (xp.asarray(np.ascontiguousarray(k.ravel(), dtype=np.float32)) for k in (kx, ky))
+        self._aberrations = PixelAberrations(aberrations, self._kx, self._ky, self.box_size * pixel_size)
 
     def __call__(
         self,
@@ -97,6 +110,7 @@ class Projector:
         angles: ArrayLike,
         shifts: ArrayLike,
         ctf_coefficients: NDArray[np.float32] | None = None,
+        optics: NDArray[np.integer[Any]] | None = None,
     ) -> Array:
         """Images, float32 (n, box, box), axes (y, x): line sums of the map in voxels.
 
@@ -105,6 +119,7 @@ class Projector:
         classes : int (n,), from 0. angles : float (n, 3), rot, tilt, psi in degrees.
         shifts : float (n, 2), pixels (x, y) by which the content moves from the centre (minus the origin).
         ctf_coefficients : float32 (n, 9) of `spa.ctf.coefficients`, or None for no CTF.
+        optics : int (n,), the optics group of each image, or None for no aberrations.
 
         Notes
         -----
@@ -116,6 +131,9 @@ class Projector:
         slices = extract_slices(self._references, chosen, rotations, self._kx, self._ky, self.padding)
         slices *= self._inside
         slices *= phase_factors(xp.asarray(np.asarray(shifts, dtype=np.float32)), self._kx, self._ky, box)
+        errors = None if optics is None else self._aberrations.phase_errors(optics)
+        if errors is not None:
+            slices *= errors
         slices = slices.reshape(-1, box, box // 2 + 1)
         if ctf_coefficients is not None:
             slices *= ctf_image(xp.asarray(ctf_coefficients), box)

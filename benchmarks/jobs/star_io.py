@@ -1,6 +1,6 @@
 """Time and memory to read and write a particle STAR file of 500,000 rows and 28 columns.
 
-python -m benchmarks.jobs.star_io [--rows N]
+python -m benchmarks.jobs.star_io [--rows N] [--save]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from benchmarks import report
 from spa.io import star
 
 NUMBERS, WHOLE = 22, 4
@@ -43,9 +44,12 @@ def write_table(path: Path, n: int) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
+    """Run, measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=int, default=500_000)
-    rows = parser.parse_args().rows
+    parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results")
+    arguments = parser.parse_args()
+    rows = arguments.rows
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "particles.star"
         write_table(path, rows)
@@ -62,11 +66,16 @@ def main() -> None:
         star.write(Path(folder) / "numbers.star", found)
         end = time.perf_counter()
         assert filecmp.cmp(path, Path(folder) / "text.star", shallow=False)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024**2
-    print(f"{rows:,} rows x {NUMBERS + WHOLE + 2} columns")
-    print(f"read {read - start:.2f} s, {NUMBERS} columns as numbers {asked - read:.2f} s")
-    print(f"write text {text - asked:.2f} s, write numbers {end - text:.2f} s")
-    print(f"peak memory of the process {peak:.2f} GB")
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    lines = (
+        f"{rows:,} rows x {NUMBERS + WHOLE + 2} columns",
+        f"read {read - start:.2f} s, {NUMBERS} columns as numbers {asked - read:.2f} s",
+        f"write text {text - asked:.2f} s, write numbers {end - text:.2f} s",
+        f"peak memory of the process {peak:.2f} GiB",
+    )
+    print("\n".join([report.header(), *lines]))
+    if arguments.save:
+        report.save("star_io_cpu.txt", "benchmarks.jobs.star_io", "\n".join(lines))
 
 
 if __name__ == "__main__":

@@ -35,12 +35,13 @@ def estimate_accuracy(
     xp = xp_of(batch.scored)
     n = batch.pixels.prefix(kmax)
     kx, ky = batch.kx[:n], batch.ky[:n]
+    x, y = batch.slice_x[:n], batch.slice_y[:n]
     _, weights = batch.weighted(kmax)
     classes = to_like(np.zeros(len(rotations), np.int32), batch.scored)
 
     def project(matrices: np.ndarray[Any, Any]) -> Any:
         on_device = to_like(np.ascontiguousarray(matrices, np.float32), batch.scored)
-        return extract_slices(reference.transform, classes, on_device, kx, ky, reference.padding)
+        return extract_slices(reference.transform, classes, on_device, x, y, reference.padding)
 
     true = project(rotations)
     axes = rng.standard_normal((len(rotations), 3))

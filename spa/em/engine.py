@@ -11,7 +11,8 @@ import numpy as np
 from spa import healpix
 from spa.em import output
 from spa.em.accuracy import estimate_accuracy
-from spa.em.expectation import Descent, Reference, Step
+from spa.em.descent import Descent
+from spa.em.expectation import Reference, Step
 from spa.em.images import InitialNoise, Preparer
 from spa.em.inputs import Inputs
 from spa.em.maximisation import (
@@ -32,7 +33,7 @@ from spa.fourier import reference_transform
 from spa.fsc import shell_to_resolution
 from spa.job import Job
 from spa.kernels.backend import device_memory, host_memory, to_device, use_device
-from spa.mask import soft_sphere
+from spa.mask import soft_sphere, support_radius
 
 Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
@@ -104,6 +105,7 @@ class Engine:
         if not options.norm:
             self.poses.norm[:] = 1
         self.final_map = inputs.reference
+        self.reference_radius = support_radius(self._solvent_mask(), self.box)
         self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
         self.fit_scale = False
 
@@ -199,7 +201,10 @@ class Engine:
         transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half]]
         log_pdf = np.log(np.maximum(state.pdf_class[half], 1e-10)).astype(np.float32)
         return Reference(
-            to_device(np.stack(transforms), self.device), self.options.pad, to_device(log_pdf, self.device)
+            to_device(np.stack(transforms), self.device),
+            self.options.pad,
+            to_device(log_pdf, self.device),
+            self.reference_radius,
         )
 
     def _batches(self, state: State, half: int, indices: Indices, score_kmax: int) -> Any:
@@ -267,7 +272,9 @@ class Engine:
         """Expectation step and sums of one half set; poses are not changed yet."""
         largest = self.schedule.largest_kmax
         reference = self._reference(state, half, largest)
-        descent = Descent(reference, step, self.search, self.working_memory, self.memory // 2)
+        descent = Descent(
+            reference, step, self.search, self.working_memory, self.memory // 2, len(indices)
+        )
         sums = new_sums(
             state.n_classes,
             self.inputs.n_optics,

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
+from spa.aberrations import Aberrations, PixelAberrations
 from spa.em.state import Batch, FloatArray, Poses
-from spa.fourier import forward, gather, inverse, phase_factors, shift
+from spa.fourier import forward, gather, inverse, phase_factors, scatter, shift
 from spa.grids import FourierPixels, half_plane, rfft_shells
 from spa.kernels.backend import Array, to_device, xp_of
 from spa.kernels.ctf import evaluate_ctf
@@ -23,6 +25,14 @@ class Preparer:
     optics, groups : optics group and micrograph group of each particle.
     mask : float32 (box, box) that zeroes the surroundings of centred images when scoring, or None.
     device : GPU number, None for the CPU.
+    aberrations : of each optics group, or empty for none.
+    pixel_size : Å; matters to aberrations only.
+
+    Notes
+    -----
+    Odd phases are taken off the spectra before anything else, even phases enter the CTF, and with an anisotropic
+    magnification slices and CTF lie at the magnified frequencies (see `spa.aberrations`). As in RELION, this does not
+    depend on whether there is a CTF.
     """
 
     def __init__(
@@ -33,6 +43,8 @@ class Preparer:
         groups: np.ndarray[Any, Any],
         mask: FloatArray | None,
         device: int | None,
+        aberrations: Sequence[Aberrations] = (),
+        pixel_size: float = 1.0,
     ) -> None:
         self.pixels: FourierPixels = half_plane(box, box // 2 - 1)
         self.coefficients = coefficients
@@ -42,6 +54,8 @@ class Preparer:
         self.kx = to_device(self.pixels.kx.astype(np.float32), device)
         self.ky = to_device(self.pixels.ky.astype(np.float32), device)
         self.mask = None if mask is None else to_device(mask, device)
+        groups_of_optics = aberrations or [Aberrations()] * (1 + int(np.max(optics, initial=0)))
+        self.aberrations = PixelAberrations(groups_of_optics, self.kx, self.ky, box * pixel_size)
 
     def batch(
         self,
@@ -60,6 +74,8 @@ class Preparer:
         group_scale : float64 (n_groups,) of their half set.
         score_kmax : Fourier radius beyond which nothing may reach the scores, not even through the mask.
 
+        Raises ValueError for images of different magnifications (see `by_magnification`).
+
         Notes
         -----
         Centring is a phase ramp, so the old origin need not be a whole number of pixels.
@@ -69,32 +85,67 @@ class Preparer:
         factor = to_device((1 / poses.norm[indices]).astype(np.float32), self.device)
         raw = to_device(images, self.device) * factor[:, None, None]
         phases = phase_factors(origins, self.kx, self.ky, box)
+        optics = self.optics[indices]
+        magnification = self._magnification(optics)
+        errors = self.aberrations.phase_errors(optics)
+        if errors is not None:
+            phases = phases * errors.conj()
         spectra = gather(forward(raw), self.pixels) * phases
         scored = spectra
         if self.mask is not None:
-            inside = xp_of(raw).asarray(rfft_shells(box, 2) <= score_kmax)
-            low_passed = inverse(forward(shift(raw, origins)) * inside, box)
+            if errors is None:
+                inside = xp_of(raw).asarray(rfft_shells(box, 2) <= score_kmax)
+                low_passed = inverse(forward(shift(raw, origins)) * inside, box)
+            else:
+                inside = xp_of(raw).asarray(self.pixels.shell <= score_kmax)
+                centred = scatter(spectra * inside, self.pixels)
+                centred[:, 0, 0] = raw.sum((1, 2))
+                low_passed = inverse(centred, box)
             scored = gather(forward(low_passed * self.mask), self.pixels)
-        precision = (1 / sigma2).astype(np.float32)[:, self.pixels.shell][self.optics[indices]]
+        precision = (1 / sigma2).astype(np.float32)[:, self.pixels.shell][optics]
         return Batch(
             indices=indices,
             spectra=spectra.astype(np.complex64),
             scored=scored.astype(np.complex64),
-            ctf=self._ctf(indices, group_scale),
+            ctf=self._ctf(indices, group_scale, magnification),
             inverse_sigma2=to_device(precision, self.device),
             origins=origins,
             pixels=self.pixels,
             kx=self.kx,
             ky=self.ky,
+            slice_x=self.aberrations.slices[magnification][0],
+            slice_y=self.aberrations.slices[magnification][1],
+            magnification=magnification,
         )
 
-    def _ctf(self, indices: np.ndarray[Any, np.dtype[np.int64]], group_scale: FloatArray) -> Array:
+    def _magnification(self, optics: np.ndarray[Any, Any]) -> int:
+        """The magnification that the images of these optics groups share."""
+        found = np.unique(self.aberrations.magnification[optics])
+        if len(found) > 1:
+            raise ValueError(f"images of {len(found)} magnifications: expected those of a batch to share one")
+        return int(found[0]) if len(found) else 0
+
+    def _ctf(self, indices: np.ndarray[Any, np.dtype[np.int64]], group_scale: FloatArray, magnification: int) -> Array:
         scale = to_device(group_scale[self.groups[indices]].astype(np.float32)[:, None], self.device)
         if self.coefficients is None:
             xp = xp_of(self.kx)
             return xp.broadcast_to(scale, (len(indices), len(self.pixels))).astype(np.float32)
         coefficients = to_device(np.ascontiguousarray(self.coefficients[indices]), self.device)
-        return evaluate_ctf(coefficients, self.kx, self.ky) * scale
+        symmetric = self.aberrations.symmetric(self.optics[indices])
+        return evaluate_ctf(coefficients, *self.aberrations.slices[magnification], *symmetric) * scale
+
+
+def by_magnification(
+    indices: np.ndarray[Any, np.dtype[np.int64]], magnification: np.ndarray[Any, np.dtype[np.int64]]
+) -> list[np.ndarray[Any, np.dtype[np.int64]]]:
+    """Particles `indices` split into runs of one magnification each, their order kept within a run.
+
+    magnification : int64 (n_particles,) of all particles (`Inputs.magnification`). `indices` itself, as the only run,
+    where it is the same for all.
+    """
+    classes = magnification[indices]
+    present = np.unique(classes)
+    return [indices] if len(present) < 2 else [indices[classes == c] for c in present]
 
 
 class InitialNoise:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from spa import euler
+from spa.aberrations import Aberrations, magnification_classes
 from spa.em.settings import RefinementOptions
 from spa.em.state import FloatArray, Poses
 from spa.errors import InputError
@@ -33,6 +34,7 @@ class Inputs:
     reference : float32 (box, box, box), low-passed as asked.
     solvent_mask : float32 (box, box, box), 0 to 1, or None.
     low_resol_join_halves : Å; the halves share what is coarser than this (<= 0: nothing).
+    aberrations : of each optics group; empty where there are none.
     """
 
     particles: Particles
@@ -44,6 +46,7 @@ class Inputs:
     reference: FloatArray
     solvent_mask: FloatArray | None
     low_resol_join_halves: float = -1.0
+    aberrations: list[Aberrations] = field(default_factory=list)
 
     @property
     def box_size(self) -> int:
@@ -71,6 +74,16 @@ class Inputs:
         return len(self.group_names)
 
     @property
+    def magnification(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """Which of the distinct magnifications each particle has, int64 (n,) from zero.
+
+        Images of one batch share one (`spa.em.images.by_magnification`).
+        """
+        if not self.aberrations:
+            return np.zeros(self.n_particles, np.int64)
+        return np.asarray(magnification_classes(self.aberrations)[self.optics])
+
+    @property
     def half_set(self) -> np.ndarray[Any, Any]:
         """Half set of each particle, 1 or 2."""
         return self.particles.half_set
@@ -95,7 +108,7 @@ def read_inputs(
     ------
     InputError
         Anything a run would fail on later: missing or damaged stacks, box sizes that differ, fewer than two
-        particles in a half set, a mask of another box, a reference that is empty.
+        particles in a half set, aberrations that cannot be read, a mask of another box, a reference that is empty.
     """
     particles = read_particles(options.i)
     images = ParticleImages(particles)
@@ -113,9 +126,6 @@ def read_inputs(
             "--ini_high was not given: both halves start from all the detail of the reference, so their agreement "
             "proves nothing up to there"
         )
-    ignored = _aberrations(particles)
-    if ignored and options.ctf:
-        warn(f"{options.i}: {', '.join(ignored)} are not corrected for in this version")
     names, groups = particles.groups()
     box, pixel_size = images.box_size, images.pixel_size
     if options.particle_diameter > box * pixel_size:
@@ -131,14 +141,8 @@ def read_inputs(
         group_names=names,
         reference=_read_reference(options, box, pixel_size, say),
         solvent_mask=_read_mask(options.solvent_mask, box) if options.solvent_mask else None,
+        aberrations=particles.aberrations(),
     )
-
-
-def _aberrations(particles: Particles) -> list[str]:
-    """Columns of the optics groups that describe aberrations which the model of the images leaves out."""
-    optics = particles.source["optics"]
-    found = [c for c in ("rlnBeamTiltX", "rlnBeamTiltY") if c in optics and np.any(optics.floats(c))]
-    return found + [c for c in optics.columns if c.startswith(("rlnOddZernike", "rlnEvenZernike", "rlnMagMat"))]
 
 
 def _read_reference(options: RefinementOptions, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from spa.em.steerable import Precision
 from spa.options import CommonOptions, option
 
 
@@ -94,6 +95,8 @@ class Search:
     tempered: candidates are ranked by exp(temperature * LL) and kept until they hold `mass` of it.
     """
 
+    precision: Precision = field(default_factory=Precision)
+    """How closely steerable scores follow slices (see `spa.em.steerable`): 0.05 rms of the log-likelihood."""
     dense_order: int = 2
     """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
     temperature: float = 0.5

@@ -114,7 +114,11 @@ class Batch:
     inverse_sigma2 : float32 (n, n_pixels).
     origins : float32 (n, 2) shifts in pixels already applied.
     pixels : the half-plane pixels, to the largest radius of the box.
-    kx, ky : float32 (n_pixels,) Fourier pixels on the device.
+    kx, ky : float32 (n_pixels,) Fourier pixels on the device: the frequencies of shifts.
+    slice_x, slice_y : float32 (n_pixels,) positions on the central slice that the pixels sample; kx, ky unless
+        the magnification of the images is anisotropic (see `spa.aberrations`).
+    magnification : number of the magnification that all images of the batch share; batches of different numbers
+        have different slices.
     """
 
     indices: np.ndarray[Any, np.dtype[np.int64]]
@@ -126,6 +130,13 @@ class Batch:
     pixels: FourierPixels
     kx: Array
     ky: Array
+    slice_x: Array = None
+    slice_y: Array = None
+    magnification: int = 0
+
+    def __post_init__(self) -> None:
+        if self.slice_x is None:
+            self.slice_x, self.slice_y = self.kx, self.ky
 
     def __len__(self) -> int:
         return len(self.indices)

@@ -1,6 +1,7 @@
 """Reconstruct a map from particles with known poses.
 
-The sum of all images in Fourier space, CTF-weighted with `--ctf`, divided by the sum of the weights.
+The sum of all images in Fourier space, CTF-weighted with `--ctf`, divided by the sum of the weights. The anisotropic
+magnification of the optics groups is corrected for, with `--ctf` also beam tilt and higher aberrations.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa import euler, symmetry
+from spa.aberrations import Aberrations, PixelAberrations
 from spa.errors import InputError
 from spa.fourier import forward, phase_factors
 from spa.grids import half_plane
@@ -36,7 +38,7 @@ class Options(CommonOptions):
 
     i: str = option(help="Particle STAR file with poses", role="input")
     o: str = option("relion.mrc", help="Output map", role="file")
-    ctf: bool = option(False, help="Correct for the CTF", group="CTF")
+    ctf: bool = option(False, help="Correct for the CTF, beam tilt and higher aberrations", group="CTF")
     sym: str = option("C1", help="Point group, in RELION's setting", group="Particles")
     subset: int = option(
         -1,
@@ -78,7 +80,7 @@ def run(options: Options, job: Job) -> None:
     ratio = new_pixel_size / pixel_size
     kmax = _last_shell(options, box, new_pixel_size)
     device = job.devices[0] if job.devices else None
-    adder = _Adder(box, kmax, options.pad, ratio, device)
+    adder = _Adder(box, pixel_size, kmax, options.pad, ratio, particles.aberrations(), device)
     with job.progress(len(chosen), "Reconstructing") as progress:
         for part, batch in images.batches(chosen, max(1, _BATCH_PIXELS // box**2)):
             job.check_abort()
@@ -96,17 +98,40 @@ def run(options: Options, job: Job) -> None:
 class _Adder:
     """The sums of one reconstruction, and how a batch of images enters them."""
 
-    def __init__(self, box: int, kmax: int, padding: int, ratio: float, device: int | None) -> None:
-        within = half_plane(box, min(box // 2 - 1, int(np.ceil((kmax + 1) / ratio))))
+    def __init__(
+        self,
+        box: int,
+        pixel_size: float,
+        kmax: int,
+        padding: int,
+        ratio: float,
+        aberrations: list[Aberrations],
+        device: int | None,
+    ) -> None:
+        # a magnification below one brings pixels from beyond kmax into it
+        smallest = min(float(np.linalg.svd(a.matrix, compute_uv=False)[-1]) for a in aberrations)
+        within = half_plane(box, min(box // 2 - 1, int(np.ceil((kmax + 1) / ratio / min(smallest, 1.0)))))
         # the origin is its own Friedel mate, so it enters with half its weight
         self.kx = to_device(np.concatenate([[0], within.kx]).astype(np.float32), device)
         self.ky = to_device(np.concatenate([[0], within.ky]).astype(np.float32), device)
         self.share = to_device(np.where(np.arange(len(within) + 1) == 0, 0.5, 1.0).astype(np.float32), device)
         self.data, self.weight = new_accumulator(1, box, padding, kmax, like=self.kx)
         self.box, self.padding, self.ratio, self.device = box, padding, ratio, device
+        self.aberrations = PixelAberrations(aberrations, self.kx, self.ky, box * pixel_size)
 
     def add(self, particles: Particles, images: NDArray[np.float32], ctf: bool) -> None:
         """Insert the images (n, box, box) of particles (n) into the sums."""
+        magnification = self.aberrations.magnification[particles.optics_index]
+        present = np.unique(magnification)
+        for number in present:
+            which = np.flatnonzero(magnification == number)
+            every = len(present) == 1
+            self._add(particles.subset(which), images if every else images[which], ctf, self.aberrations.slices[number])
+
+    def _add(
+        self, particles: Particles, images: NDArray[np.float32], ctf: bool, positions: tuple[Array, Array]
+    ) -> None:
+        """Insert images of one magnification, whose pixels lie at these positions on the central slice."""
         ft = forward(to_device(images, self.device))
         values = ft[:, self.ky.astype(np.int32) % self.box, self.kx.astype(np.int32)]
         origins = np.stack([particles.origin_x_angst, particles.origin_y_angst], axis=1) / particles.pixel_size
@@ -115,16 +140,19 @@ class _Adder:
         weights: Array = np.float32(1) + 0 * values.real
         if ctf:
             coefficients = to_device(particles.ctf_coefficients(self.box), self.device)
-            transfer = evaluate_ctf(coefficients, self.kx, self.ky)
+            transfer = evaluate_ctf(coefficients, *positions, *self.aberrations.symmetric(particles.optics_index))
             values, weights = values * transfer, transfer**2
+            errors = self.aberrations.phase_errors(particles.optics_index)
+            if errors is not None:
+                values = values * errors.conj()
         rotations = euler.matrix(particles.rot, particles.tilt, particles.psi).astype(np.float32)
         insert_slices(
             self.data,
             self.weight,
             to_device(np.zeros(len(images), dtype=np.int32), self.device),
             to_device(rotations, self.device),
-            self.kx * np.float32(self.ratio),
-            self.ky * np.float32(self.ratio),
+            positions[0] * np.float32(self.ratio),
+            positions[1] * np.float32(self.ratio),
             (values * (self.share / np.float32(self.ratio**3))).astype(np.complex64),
             (weights * self.share).astype(np.float32),
             self.padding,

@@ -15,14 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa import simulation, symmetry
+from spa.aberrations import Aberrations, with_beam_tilt
 from spa.atoms import Atoms, density
+from spa.ctf import wavelength
 from spa.errors import InputError
-from spa.io import mrc
+from spa.io import mrc, star
 from spa.io.files import project_path
 from spa.io.model import read_model, scattering_factors
-from spa.io.particle_io import write_particles
+from spa.io.particle_io import to_star
 from spa.job import Job
-from spa.kernels.backend import to_device, to_host
+from spa.kernels.backend import Array, to_device, to_host
 from spa.options import CommonOptions, UsageError, draw_seed, option
 from spa.particles import OpticsGroup, Particles
 from spa.phantom import assembly
@@ -82,6 +84,12 @@ class Options(CommonOptions):
     Q0: tuple[float, ...] = option(
         (0.1,), help="Amplitude contrast of each optics group", bounds=(0, 0.999), group="CTF"
     )
+    beam_tilt_x: tuple[float, ...] = option(
+        (0.0,), help="Beam tilt along x of each optics group", unit="mrad", bounds=(-100, 100), group="CTF"
+    )
+    beam_tilt_y: tuple[float, ...] = option(
+        (0.0,), help="Beam tilt along y of each optics group", unit="mrad", bounds=(-100, 100), group="CTF"
+    )
     defocus_min: float = option(8000.0, help="Smallest underfocus", unit="Å", bounds=(0, 1e6), group="CTF")
     defocus_max: float = option(20000.0, help="Largest underfocus", unit="Å", bounds=(0, 1e6), group="CTF")
     astigmatism: float = option(
@@ -116,9 +124,16 @@ class Options(CommonOptions):
             raise UsageError(f"--defocus_min {self.defocus_min:g}: expected at most --defocus_max {self.defocus_max:g}")
         if self.fraction and len(self.fraction) != len(self.model):
             raise UsageError(f"--fraction: expected one for each --model ({len(self.model)}), got {len(self.fraction)}")
-        for name in ("kV", "Cs", "Q0"):
+        for name in ("kV", "Cs", "Q0", "beam_tilt_x", "beam_tilt_y"):
             if len(getattr(self, name)) not in (1, self.nr_optics_groups):
                 raise UsageError(f"--{name}: expected one value, or one for each of --nr_optics_groups")
+        if self.tilted and not self.ctf:
+            raise UsageError("--no_ctf: a beam tilt is seen through the CTF only")
+
+    @property
+    def tilted(self) -> bool:
+        """Whether any optics group has a beam tilt."""
+        return any(self.beam_tilt_x) or any(self.beam_tilt_y)
 
 
 def run(options: Options, job: Job) -> None:
@@ -140,10 +155,10 @@ def run(options: Options, job: Job) -> None:
         name = "truth_map.mrc" if len(volumes) == 1 else f"truth_map{i + 1}.mrc"
         mrc.write_volume(job.folder / name, volume, options.angpix)
     device = job.devices[0] if job.devices else None
-    projector = simulation.Projector(to_device(volumes, device))
+    projector = _projector(options, to_device(volumes, device))
     deviations = _write_stacks(options, job, particles, projector, spectrum, radius)
-    write_particles(job.folder / "truth_particles.star", particles)
-    write_particles(job.folder / "particles.star", _without_truth(particles))
+    _write_star(options, job.folder / "truth_particles.star", particles)
+    _write_star(options, job.folder / "particles.star", _without_truth(particles))
     job.say(
         f"{len(particles)} particles of {options.box} px, {options.angpix:g} Å/px, SNR {options.snr:g} inside a circle "
         f"of {diameter:.0f} Å; seed {options.random_seed}"
@@ -183,22 +198,46 @@ def _truth(options: Options, folder: Path) -> Particles:
     return particles
 
 
-def _optics(options: Options) -> list[OpticsGroup]:
-    def value(given: tuple[float, ...], i: int) -> float:
-        return given[i if len(given) > 1 else 0]
+def _value(given: tuple[float, ...], i: int) -> float:
+    """The value of an option for optics group `i`, from 0."""
+    return given[i if len(given) > 1 else 0]
 
+
+def _optics(options: Options) -> list[OpticsGroup]:
     return [
         OpticsGroup(
             number=i + 1,
             name=f"opticsGroup{i + 1}",
             pixel_size=options.angpix,
             box_size=options.box,
-            voltage=value(options.kV, i),
-            cs=value(options.Cs, i),
-            q0=value(options.Q0, i),
+            voltage=_value(options.kV, i),
+            cs=_value(options.Cs, i),
+            q0=_value(options.Q0, i),
         )
         for i in range(options.nr_optics_groups)
     ]
+
+
+def _tilts(options: Options) -> tuple[list[float], list[float]]:
+    """Beam tilt of each optics group, mrad along x and y."""
+    groups = range(options.nr_optics_groups)
+    return [_value(options.beam_tilt_x, i) for i in groups], [_value(options.beam_tilt_y, i) for i in groups]
+
+
+def _projector(options: Options, volumes: Array) -> simulation.Projector:
+    aberrations = [
+        Aberrations(odd=tuple(with_beam_tilt((), x, y, group.cs, float(wavelength(group.voltage))).tolist()))
+        for group, x, y in zip(_optics(options), *_tilts(options), strict=True)
+    ]
+    return simulation.Projector(volumes, aberrations=aberrations, pixel_size=options.angpix)
+
+
+def _write_star(options: Options, path: Path, particles: Particles) -> None:
+    found = to_star(particles)
+    if options.tilted:
+        for column, tilts in zip(("rlnBeamTiltX", "rlnBeamTiltY"), _tilts(options), strict=True):
+            found["optics"].set(column, tilts)
+    star.write(path, found)
 
 
 def _without_truth(particles: Particles) -> Particles:
@@ -215,7 +254,7 @@ def _project(
     origins = np.stack([some.origin_x_angst, some.origin_y_angst], axis=1)
     coefficients = some.ctf_coefficients() if options.ctf else None
     angles = np.stack([some.rot, some.tilt, some.psi], axis=1)
-    images = projector(some.class_number - 1, angles, -origins / options.angpix, coefficients)
+    images = projector(some.class_number - 1, angles, -origins / options.angpix, coefficients, some.optics_index)
     return np.asarray(to_host(images))
 
 
@@ -224,7 +263,7 @@ def _grey_scale(
 ) -> np.float32:
     """The factor that gives the maps the signal-to-noise ratio asked for against noise of variance 1."""
     chosen = np.unique(np.linspace(0, len(particles) - 1, _CALIBRATED_ON).astype(np.int64))
-    projector = simulation.Projector(volumes)
+    projector = _projector(options, volumes)
     signal = noise = 0.0
     for part in np.array_split(chosen, -(-len(chosen) // _batch_size(options.box))):
         signal += float(simulation.circle_variance(_project(options, particles, projector, part), radius).sum())

@@ -1,0 +1,63 @@
+"""`spa refine3d` with tempering and pruning nearly off: what the search of the engine may lose against.
+
+    python -m benchmarks.jobs.exhaustive FLAGS OF spa refine3d
+
+The job takes no constants of the search, so its name `Engine` is replaced, for this process, by one that has them.
+The dense level is as fine as --healpix_order, at most 7.5°; --auto_local_healpix_order stays what it is, and a local
+search looks at a wide neighbourhood.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from typing import Any
+from unittest import mock
+
+from spa.cli.main import run
+from spa.em.engine import Engine
+from spa.em.settings import Search
+from spa.jobs import refine3d
+
+CONSTANTS: dict[str, float] = {
+    "dense_order": 3,
+    "temperature": 0.1,
+    "mass": 0.9999,
+    "dense_cap": 20_000,
+    "level_cap": 20_000,
+    "insertion_mass": 0.999,
+    "insertion_cap": 20_000,
+    "local_directions": 49,
+    "local_psi": 3,
+    "local_offset_radius": 4,
+}
+IMAGES = 32
+"""Images at a time: each has some hundred thousand candidates."""
+
+
+def exhaustive_search() -> Search:
+    """The constants above; one that the engine does not have is a mistake in this file, and an error."""
+    unknown = CONSTANTS.keys() - {field.name for field in fields(Search)}
+    if unknown:
+        raise SystemExit(f"benchmarks/jobs/exhaustive.py: spa.em.settings.Search has no {', '.join(sorted(unknown))}")
+    return Search(**CONSTANTS)
+
+
+class ExhaustiveEngine(Engine):
+    """The engine with those constants, working on few images at a time."""
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments, search=exhaustive_search())
+
+    def _batch_size(self) -> int:
+        return min(super()._batch_size(), IMAGES)
+
+
+def main() -> None:
+    """Run the job."""
+    with mock.patch.object(refine3d, "Engine", ExhaustiveEngine):
+        sys.exit(run(["refine3d", *sys.argv[1:]]))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,437 @@
+"""Scores of in-plane rotations from the coefficients of directions, listed (sparse) or all at once (dense).
+
+Coefficients of a direction and of a shifted image are float32 rows [Re even | Im even | Re odd | Im odd] over angular
+orders m; turned by psi, the direction's are multiplied by exp(i m psi) (see `spa.em.steerable`).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numba import njit, prange
+
+from spa.kernels.backend import Array, is_device, xp_of
+from spa.kernels.elementary import RELAXED, dot, dots4, sincos_turns
+from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
+
+_NONE = np.float32(-np.inf)
+_SLACK = 4096
+
+
+@cpu_kernel
+def _shifted_rows_cpu(images, kx, ky, turns, row_image, row_shift, real, imag):  # type: ignore[no-untyped-def]
+    for n in prange(row_image.size):
+        image = images[row_image[n]]
+        sx, sy = turns[row_shift[n], 0], turns[row_shift[n], 1]
+        for k in range(kx.size):
+            t = kx[k] * sx + ky[k] * sy
+            t -= np.float32(np.int32(t))
+            sine, cosine = sincos_turns(t)
+            re, im = image[2 * k], image[2 * k + 1]
+            real[n, k] = re * cosine + im * sine
+            imag[n, k] = im * cosine - re * sine
+
+
+def shifted_rows(
+    images: Array, kx: Array, ky: Array, shifts: Array, row_image: Array, row_shift: Array, box_size: int
+) -> tuple[Array, Array]:
+    """Listed shifts of images, image exp(-2 pi i k.shift / box), real and imaginary parts apart.
+
+    Parameters
+    ----------
+    images : complex64 (n_images, n_pixels).
+    kx, ky : float32 (n_pixels,), Fourier pixels.
+    shifts : float32 (n_shifts, 2), (x, y) in pixels.
+    row_image, row_shift : int32 (n_rows,), image and shift of each row.
+    box_size : pixels along the image.
+
+    Returns
+    -------
+    real, imag : float32 (n_rows, n_pixels).
+
+    Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
+    """
+    require("images", images, np.complex64, (None, None), images)
+    n_pixels = images.shape[1]
+    require("kx", kx, np.float32, (n_pixels,), images)
+    require("ky", ky, np.float32, (n_pixels,), images)
+    require("shifts", shifts, np.float32, (None, 2), images)
+    require("row_image", row_image, np.int32, (None,), images)
+    require("row_shift", row_shift, np.int32, row_image.shape, images)
+    xp, n_rows = xp_of(images), row_image.shape[0]
+    real, imag = xp.empty((n_rows, n_pixels), np.float32), xp.empty((n_rows, n_pixels), np.float32)
+    turns = shifts / np.float32(box_size)
+    if is_device(images):
+        kernel = raw_module("steerable").get_function("shifted_rows")
+        arguments = (images, kx, ky, turns, row_image, row_shift, n_pixels, real, imag)
+        launch(kernel, (n_rows, -(-n_pixels // BLOCK)), arguments)
+    else:
+        _shifted_rows_cpu(images.view(np.float32), kx, ky, turns, row_image, row_shift, real, imag)
+    return real, imag
+
+
+@njit(inline="always")
+def _turn(coefficients, cosine, sine, n_even, turned):  # type: ignore[no-untyped-def]
+    """turned = coefficients * exp(i m psi)."""
+    n_odd = cosine.size - n_even
+    odd = 2 * n_even
+    for k in range(n_even):
+        a, b, c, s = coefficients[k], coefficients[n_even + k], cosine[k], sine[k]
+        turned[k] = a * c - b * s
+        turned[n_even + k] = a * s + b * c
+    for k in range(n_odd):
+        a, b, c, s = coefficients[odd + k], coefficients[odd + n_odd + k], cosine[n_even + k], sine[n_even + k]
+        turned[odd + k] = a * c - b * s
+        turned[odd + n_odd + k] = a * s + b * c
+
+
+@njit(nogil=True, fastmath=RELAXED)
+def _norm_spectrum(weights, moments, n_rings, spectrum):  # type: ignore[no-untyped-def]
+    """Angular Fourier coefficients of half the weighted power: order 0, then (Re, Im) of each higher one."""
+    total = np.float32(0)
+    for j in range(n_rings):
+        total += weights[j] * moments[j]
+    spectrum[0] = total
+    for order in range(1, (spectrum.size + 1) // 2):
+        first = (2 * order - 1) * n_rings
+        w0, w1 = weights[first : first + n_rings], weights[first + n_rings : first + 2 * n_rings]
+        m0, m1 = moments[first : first + n_rings], moments[first + n_rings : first + 2 * n_rings]
+        re, im = np.float32(0), np.float32(0)
+        for j in range(n_rings):
+            re += m0[j] * w0[j] - m1[j] * w1[j]
+            im += m0[j] * w1[j] + m1[j] * w0[j]
+        spectrum[2 * order - 1], spectrum[2 * order] = re, im
+
+
+@cpu_kernel
+def _steered_scores_cpu(  # type: ignore[no-untyped-def]
+    rows,
+    row_of,
+    norm_rows,
+    coefficients,
+    moments,
+    place,
+    cosine,
+    sine,
+    norm_turns,
+    n_even,
+    n_rings,
+    image_offsets,
+    orientation,
+    group_offsets,
+    candidate_shift,
+    cross,
+    norm,
+):
+    n_psi = cosine.shape[0]
+    for i in prange(image_offsets.size - 1):
+        turned = np.empty(coefficients.shape[1], np.float32)
+        # children of one parent come in turns, four directions each
+        known = np.full(4, -1, np.int64)
+        spectrum = np.empty((4, norm_turns.shape[1]), np.float32)
+        for group in range(image_offsets[i], image_offsets[i + 1]):
+            direction, psi = orientation[group] // n_psi, orientation[group] % n_psi
+            at, slot = place[direction], direction & 3
+            if known[slot] != direction:
+                known[slot] = direction
+                _norm_spectrum(norm_rows[i], moments[at], n_rings, spectrum[slot])
+            norm[group] = dot(spectrum[slot], norm_turns[psi])
+            _turn(coefficients[at], cosine[psi], sine[psi], n_even, turned)
+            c, stop = group_offsets[group], group_offsets[group + 1]
+            while c + 4 <= stop:
+                dots4(
+                    turned,
+                    rows[row_of[i, candidate_shift[c]]],
+                    rows[row_of[i, candidate_shift[c + 1]]],
+                    rows[row_of[i, candidate_shift[c + 2]]],
+                    rows[row_of[i, candidate_shift[c + 3]]],
+                    cross[c : c + 4],
+                )
+                c += 4
+            while c < stop:
+                cross[c] = dot(turned, rows[row_of[i, candidate_shift[c]]])
+                c += 1
+
+
+def steered_scores(
+    rows: Array,
+    row_of: Array,
+    norm_rows: Array,
+    coefficients: Array,
+    moments: Array,
+    place: Array,
+    cosine: Array,
+    sine: Array,
+    norm_turns: Array,
+    n_even: int,
+    image_offsets: Array,
+    orientation: Array,
+    group_offsets: Array,
+    candidate_shift: Array,
+) -> tuple[Array, Array]:
+    """Cross and norm terms of listed candidates from coefficients: what `squared_difference` gives from slices.
+
+    A group is one (image, orientation) with its list of shifts; groups are sorted by image.
+
+    Parameters
+    ----------
+    rows : float32 (n_rows, 2 n), coefficients of shifted images.
+    row_of : int32 (n_images, n_shifts), the row of each shifted image (-1: not asked for).
+    norm_rows : float32 (n_images, n_moments), moments of each image's weights.
+    coefficients, moments : float32 (n_places, 2 n) and (n_places, n_moments), those of directions.
+    place : int32 (n_directions,), where a direction is in them.
+    cosine, sine : float32 (n_psi, n), of m psi.
+    norm_turns : float32 (n_psi, n_orders), 1 and then (cos, -sin) of m psi for each order of the norm.
+    n_even : how many of the n functions are of even order.
+    image_offsets : int64 (n_images + 1,) into groups.
+    orientation : int64 (n_groups,), direction * n_psi + psi.
+    group_offsets : int64 (n_groups + 1,) into candidates.
+    candidate_shift : int32 (n_candidates,).
+
+    Returns
+    -------
+    cross : float32 (n_candidates,); norm : float32 (n_groups,).
+
+    Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
+
+    Notes
+    -----
+    cross = Re sum_m exp(i m psi) sum_h p_mh conj(b_mh); norm the same with |P|^2 and the weights.
+    """
+    n_images, n_groups, n_psi = norm_rows.shape[0], orientation.shape[0], cosine.shape[0]
+    n = cosine.shape[1]
+    require("rows", rows, np.float32, (None, 2 * n), rows)
+    require("row_of", row_of, np.int32, (n_images, None), rows)
+    require("norm_rows", norm_rows, np.float32, (n_images, moments.shape[1]), rows)
+    require("coefficients", coefficients, np.float32, (moments.shape[0], 2 * n), rows)
+    require("moments", moments, np.float32, (None, None), rows)
+    require("place", place, np.int32, (None,), rows)
+    require("cosine", cosine, np.float32, (n_psi, n), rows)
+    require("sine", sine, np.float32, (n_psi, n), rows)
+    require("norm_turns", norm_turns, np.float32, (n_psi, None), rows)
+    require("image_offsets", image_offsets, np.int64, (n_images + 1,), rows)
+    require("orientation", orientation, np.int64, (None,), rows)
+    require("group_offsets", group_offsets, np.int64, (n_groups + 1,), rows)
+    require("candidate_shift", candidate_shift, np.int32, (None,), rows)
+    n_orders = norm_turns.shape[1]
+    if moments.shape[1] % n_orders:
+        raise ValueError(f"moments: expected a multiple of {n_orders} columns, got {moments.shape[1]}")
+    n_rings = moments.shape[1] // n_orders
+    xp = xp_of(rows)
+    cross, norm = xp.empty(candidate_shift.shape[0], np.float32), xp.empty(n_groups, np.float32)
+    if is_device(rows):
+        owner = (xp.searchsorted(image_offsets, xp.arange(n_groups), side="right") - 1).astype(np.int32)
+        tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
+        sizes = (n, n_even, n_rings, n_orders, n_psi, row_of.shape[1])
+        lists = (owner, orientation, group_offsets, candidate_shift)
+        kernel = raw_module("steerable").get_function("steered_scores")
+        launch(kernel, (n_groups,), (*tables, *sizes, *lists, cross, norm), shared_mem=8 * n)
+    else:
+        tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
+        lists = (image_offsets, orientation, group_offsets, candidate_shift)
+        _steered_scores_cpu(*tables, n_even, n_rings, *lists, cross, norm)
+    return cross, norm
+
+
+@njit(nogil=True, fastmath=RELAXED)
+def _prune(values, codes, count, cap):  # type: ignore[no-untyped-def]
+    """Keep the `cap` best of a list, in place; of equal ones at the end, the first. Returns the least kept value."""
+    least = np.partition(values[:count], count - cap)[count - cap]
+    above = 0
+    for c in range(count):
+        if values[c] > least:
+            above += 1
+    ties, kept = cap - above, 0
+    for c in range(count):
+        if values[c] > least or (values[c] == least and ties > 0):
+            if values[c] == least:
+                ties -= 1
+            values[kept], codes[kept] = values[c], codes[c]
+            kept += 1
+    return least
+
+
+@njit(inline="always")
+def _log_likelihood(cross, norm, prior, fit_scale):  # type: ignore[no-untyped-def]
+    if not fit_scale:
+        return cross - norm + prior
+    positive = max(cross, np.float32(0))
+    return positive * positive / max(np.float32(4) * norm, np.float32(1e-20)) + prior
+
+
+@cpu_kernel
+def _keep_best_cpu(  # type: ignore[no-untyped-def]
+    cosine_even,
+    cosine_odd,
+    sine_even,
+    sine_odd,
+    norm,
+    prior,
+    direction_prior,
+    first,
+    n_psi,
+    fit_scale,
+    cap,
+    values,
+    codes,
+    counts,
+    floor,
+):
+    half, n_shifts, n_directions = n_psi // 2, prior.shape[1], direction_prior.size
+    for i in prange(prior.shape[0]):
+        score = np.empty((4, n_directions), np.float32)
+        psi = np.empty(4, np.int64)
+        count, least = counts[i], floor[i]
+        for s in range(cosine_even.shape[0]):
+            psi[0], psi[1], psi[2], psi[3] = s, half - s, n_psi - s, half + s
+            # s = 0 and, where n_psi divides by 4, s = n_psi / 4 are their own mirrors
+            used = (1, 1, s > 0, s > 0)
+            if 2 * s == half:
+                used = (1, 0, 1, 0)
+            n0, n1 = norm[i, s], norm[i, (half - s) % half]
+            for t in range(n_shifts):
+                row = i * n_shifts + t
+                ce, co, se, so = cosine_even[s, row], cosine_odd[s, row], sine_even[s, row], sine_odd[s, row]
+                top = _NONE
+                for d in range(n_directions):
+                    p, q, y, z = ce[d] + co[d], ce[d] - co[d], se[d] + so[d], so[d] - se[d]
+                    added = prior[i, t] + direction_prior[d]
+                    v0 = _log_likelihood(p + y, n0[d], added, fit_scale)
+                    v1 = _log_likelihood(q + z, n1[d], added, fit_scale)
+                    v2 = _log_likelihood(p - y, n1[d], added, fit_scale)
+                    v3 = _log_likelihood(q - z, n0[d], added, fit_scale)
+                    score[0, d], score[1, d], score[2, d], score[3, d] = v0, v1, v2, v3
+                    top = max(top, max(max(v0, v1), max(v2, v3)))
+                if top <= least:
+                    continue
+                for w in range(4):
+                    if not used[w]:
+                        continue
+                    for d in range(n_directions):
+                        if score[w, d] > least:
+                            if count == values.shape[1]:
+                                least = _prune(values[i], codes[i], count, cap)
+                                count = cap
+                                if score[w, d] <= least:
+                                    continue
+                            values[i, count] = score[w, d]
+                            codes[i, count] = ((first + d) * n_psi + psi[w]) * n_shifts + t
+                            count += 1
+        counts[i], floor[i] = count, least
+
+
+@dataclass
+class Survivors:
+    """The best candidates of each image so far.
+
+    Attributes
+    ----------
+    values : float32 (n_images, capacity), log weights, in no order; `counts` of them are in use.
+    codes : int32 (n_images, capacity), (direction * n_psi + psi) * n_shifts + shift.
+    counts : int64 (n_images,).
+    floor : float32 (n_images,); what does not exceed it has been left out.
+    """
+
+    values: Array
+    codes: Array
+    counts: Array
+    floor: Array
+
+    def part(self, start: int, stop: int) -> Survivors:
+        """The lists of images start to stop, in the same memory."""
+        return Survivors(*(a[start:stop] for a in (self.values, self.codes, self.counts, self.floor)))
+
+
+def new_survivors(n_images: int, cap: int, tile: int, like: Array) -> Survivors:
+    """Empty lists that keep at least the best `cap` candidates of each image.
+
+    `tile` is the largest number of candidates per image in one call of `keep_best`.
+    """
+    xp = xp_of(like)
+    capacity = cap + (tile if is_device(like) else max(cap, _SLACK))
+    return Survivors(
+        xp.empty((n_images, capacity), np.float32),
+        xp.empty((n_images, capacity), np.int32),
+        xp.zeros(n_images, np.int64),
+        xp.full(n_images, -np.inf, np.float32),
+    )
+
+
+def keep_best(
+    survivors: Survivors,
+    real: Array,
+    imag: Array,
+    norm: Array,
+    prior: Array,
+    direction_prior: Array,
+    first: int,
+    n_psi: int,
+    fit_scale: bool,
+    cap: int,
+) -> None:
+    """Score a tile of directions at every in-plane angle and shift, and add what is among the best to `survivors`.
+
+    Parameters
+    ----------
+    survivors : of the n_images images; changed in place.
+    real, imag : float32 (n_psi // 2 + 1, n_images * n_shifts, n_directions), Fourier coefficients of the cross term
+        over the in-plane angle, q even first, then q odd.
+    norm : float32 (n_images, n_psi // 2, n_directions), of half the in-plane angles (its period is half a turn).
+    prior : float32 (n_images, n_shifts); direction_prior : float32 (n_directions,). Log priors.
+    first : number of the tile's first direction.
+    n_psi : in-plane angles, an even number.
+    fit_scale : maximise over the grey scale of the reference (see `spa.em.expectation.log_likelihood`).
+    cap : the best so many candidates of each image are sure to be kept; of equal ones at the end, some.
+
+    Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
+
+    Notes
+    -----
+    cross(psi_s) = sum_q Re_q cos(2 pi q s / n_psi) - Im_q sin(2 pi q s / n_psi). Four angles share each pair of sums
+    over even and odd q.
+    """
+    n_images, n_shifts = prior.shape
+    n_q, n_directions = n_psi // 2 + 1, direction_prior.shape[0]
+    for name, part in (("real", real), ("imag", imag)):
+        require(name, part, np.float32, (n_q, n_images * n_shifts, n_directions), prior)
+    require("norm", norm, np.float32, (n_images, n_psi // 2, n_directions), prior)
+    require("prior", prior, np.float32, (None, None), prior)
+    require("direction_prior", direction_prior, np.float32, (None,), prior)
+    require("values", survivors.values, np.float32, (n_images, None), prior)
+    if n_psi % 2 or cap < 1:
+        raise ValueError(f"expected an even number of in-plane angles and cap >= 1, got {n_psi} and {cap}")
+    if is_device(prior):
+        arguments = (real, imag, norm, prior, direction_prior, n_shifts, n_directions, first, n_psi, int(fit_scale))
+        lists = (survivors.values.shape[1], survivors.floor, survivors.values, survivors.codes, survivors.counts)
+        kernel = raw_module("steerable").get_function("keep_best")
+        launch(kernel, (n_images * n_shifts, -(-n_directions // BLOCK)), (*arguments, *lists))
+        _prune_device(survivors, cap)
+        return
+    angle = (2 * np.pi / n_psi) * np.outer(np.arange(n_psi // 4 + 1), np.r_[0:n_q:2, 1:n_q:2])
+    n_even = n_psi // 4 + 1
+    parts = []
+    for turn, spectrum in ((np.cos(angle), real), (-np.sin(angle), imag)):
+        matrix = turn.astype(np.float32)
+        for columns in (slice(0, n_even), slice(n_even, n_q)):
+            part = spectrum[columns]
+            summed = np.ascontiguousarray(matrix[:, columns]) @ part.reshape(len(part), -1)
+            parts.append(summed.reshape(len(matrix), *spectrum.shape[1:]))
+    lists = (survivors.values, survivors.codes, survivors.counts, survivors.floor)
+    _keep_best_cpu(*parts, norm, prior, direction_prior, first, n_psi, fit_scale, cap, *lists)
+
+
+def _prune_device(survivors: Survivors, cap: int) -> None:
+    """Cut the lists of a GPU back to the best `cap` where they are longer."""
+    xp = xp_of(survivors.values)
+    longest = int(survivors.counts.max())
+    if longest <= cap:
+        return
+    used = xp.arange(longest) < survivors.counts[:, None]
+    values = xp.where(used, survivors.values[:, :longest], -np.inf)
+    order = xp.argsort(-values, axis=1)[:, :cap]
+    survivors.values[:, :cap] = xp.take_along_axis(values, order, 1)
+    survivors.codes[:, :cap] = xp.take_along_axis(survivors.codes[:, :longest], order, 1)
+    full = survivors.counts >= cap
+    survivors.floor[full] = survivors.values[full, cap - 1]
+    survivors.counts = xp.minimum(survivors.counts, cap)

@@ -1,0 +1,190 @@
+"""The search: dense or local start, then the children of what survives, down to the last level's posterior."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from spa.em.costs import steerable_pays
+from spa.em.expectation import Reference, Scores, Step, log_weights, score_slices
+from spa.em.sampling import (
+    Candidates,
+    Level,
+    children,
+    from_dense,
+    keep,
+    make_level,
+    neighbourhood,
+    segment_index,
+)
+from spa.em.settings import Search
+from spa.em.state import Batch
+from spa.em.steerable import BASIS_ORDER, Basis, Rings, make_basis, make_rings
+from spa.em.tables import DensePass, DirectionTable, ring_slices
+from spa.kernels.backend import Array, to_host, to_like, xp_of
+from spa.kernels.posterior import posterior
+
+
+class Descent:
+    """The search of one half set in one iteration.
+
+    Parameters
+    ----------
+    memory : bytes that the working arrays of one batch may take.
+    table_memory : bytes that the tables of all levels may take.
+    n_images : images that will be searched, which tells whether a table pays.
+
+    Notes
+    -----
+    `prepare` makes the tables, level by level, from what the first batch asks for; from then on batches may be run from
+    several threads.
+    """
+
+    def __init__(
+        self, reference: Reference, step: Step, search: Search, memory: int, table_memory: int, n_images: int
+    ) -> None:
+        self.reference = reference
+        self.step = step
+        self.search = search
+        self.memory = memory
+        self._table_memory = table_memory
+        self._n_images = n_images
+        self._tables: dict[int, DirectionTable | None] = {}
+        self._bases: dict[int, Basis] = {}
+        self._dense: DensePass | None = None
+
+    def run(self, batch: Batch, rotations: np.ndarray[Any, Any]) -> Scores:
+        """Posterior over the last level for a batch; `rotations` are the last poses (used when local).
+
+        The first batch decides, level by level, how those to come are scored.
+        """
+        levels, search = self.step.levels, self.search
+        scored = 0
+        if self.step.local:
+            survivors = _to_device(self._local_start(rotations), batch.scored)
+            first = 0
+        else:
+            survivors = self._dense_survivors(batch)
+            scored += len(batch) * len(self.step.dense_orientations) * len(self.step.dense_shifts)
+            first = 1
+        for depth in range(first, len(levels)):
+            level = levels[depth]
+            if depth > 0:
+                survivors = children(survivors, levels[depth - 1], level)
+            log_weight = self._score(depth, batch, survivors)
+            scored += len(log_weight)
+            if depth == len(levels) - 1:
+                break
+            best = posterior(log_weight, survivors.candidate_offsets, search.mass, 1.0, 0).best
+            image = segment_index(survivors.candidate_offsets, len(log_weight))
+            tempered = log_weight * self._temperature(log_weight[best], depth)[image]
+            chosen = posterior(tempered, survivors.candidate_offsets, search.mass, 1.0, search.level_cap)
+            survivors = keep(survivors, tempered >= chosen.threshold[image])
+        final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, search.insertion_cap)
+        return Scores(levels[-1], survivors, log_weight, final, scored)
+
+    def _score(self, depth: int, batch: Batch, candidates: Candidates) -> Array:
+        """Log weights of candidates at a level, from its table where it has one, otherwise from slices."""
+        level = self.step.levels[depth]
+        if depth not in self._tables:
+            self._tables[depth] = self._table(depth, batch, candidates)
+        table = self._tables[depth]
+        offsets = to_like(level.offsets(), batch.scored)
+        if table is None:
+            cross, norm = score_slices(batch, self.reference, level, candidates, offsets, self.memory)
+        else:
+            cross, norm = table.score(batch, candidates, offsets, self.memory)
+        return log_weights(batch, self.reference, level, candidates, self.step, cross, norm)
+
+    def _table(self, depth: int, batch: Batch, candidates: Candidates) -> DirectionTable | None:
+        """The table of a level, where it fits into memory and costs less than slices would."""
+        level = self.step.levels[depth]
+        rings = self._rings(level.kmax, batch)
+        directions = self._directions(level)
+        share = self._n_images / len(batch)
+        if not steerable_pays(rings, level, len(directions), candidates, share, self._radius_of_transform()):
+            return None
+        basis = self._basis(level.kmax, batch)
+        needed = DirectionTable.size(len(directions), basis)
+        if needed > self._table_memory:
+            return None
+        self._table_memory -= needed
+        return DirectionTable(self.reference, level, directions, basis, batch.magnification)
+
+    def _radius_of_transform(self) -> int:
+        return int(self.reference.transform.shape[-1])
+
+    def _directions(self, level: Level) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The directions of a level that a search can come to: those below the first level's, of every class."""
+        first = self.step.levels[0]
+        top = np.unique(self.step.dense_orientations // first.n_psi)
+        ratio = level.n_directions // first.n_directions
+        return (top[:, None] * ratio + np.arange(ratio)).ravel()
+
+    def _rings(self, kmax: int, batch: Batch) -> Rings:
+        n = batch.pixels.prefix(kmax)
+        furthest = float(np.hypot(to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])).max())
+        stretch = max(1.0, np.ceil(50 * furthest / (kmax + 0.5)) / 50)
+        box = batch.pixels.box_size
+        return make_rings(box, kmax, self.reference.radius, self.search.precision, stretch)
+
+    def _basis(self, kmax: int, batch: Batch) -> Basis:
+        """The basis of all levels with this kmax."""
+        if kmax not in self._bases:
+            rings = self._rings(kmax, batch)
+            level = make_level(BASIS_ORDER, 1.0, 1, kmax, np.eye(3), BASIS_ORDER)
+            directions = to_like(np.arange(len(self.reference.transform) * level.n_directions), batch.scored)
+            sample = ring_slices(self.reference, level, directions, rings)
+            mean_weight = to_host(batch.weighted(kmax)[1].mean(0)).astype(np.float64)
+            n = len(mean_weight)
+            x, y = to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])
+            tolerance = self.search.precision.tolerance
+            self._bases[kmax] = make_basis(rings, x, y, sample, mean_weight, tolerance)
+        return self._bases[kmax]
+
+    def _temperature(self, best: Array, depth: int) -> Array:
+        """Exponent per image, float32, that lets survive what the coarseness of a level may have put too low."""
+        search = self.search
+        coldest = search.temperature if depth <= 1 else 1.0
+        allowance = search.coarse_error * xp_of(best).maximum(best, 1)
+        return xp_of(best).minimum(coldest, -np.log(1 - search.mass) / allowance).astype(np.float32)
+
+    def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
+        s = self.search
+        return neighbourhood(self.step.levels[0], rotations, s.local_directions, s.local_psi, s.local_offset_radius)
+
+    def _dense_survivors(self, batch: Batch) -> Candidates:
+        """Score every orientation and shift of the first level and keep what a finer level may still choose."""
+        xp = xp_of(batch.scored)
+        step, search = self.step, self.search
+        level = step.levels[0]
+        if self._dense is None:
+            table = DirectionTable(
+                self.reference,
+                level,
+                self._directions(level),
+                self._basis(level.kmax, batch),
+                batch.magnification,
+            )
+            self._dense = DensePass(table, self.reference)
+        found = self._dense.run(batch, step, search.dense_cap)
+        width = int(found.counts.max())
+        used = xp.arange(width) < found.counts[:, None]
+        values, codes = found.values[:, :width][used], found.codes[:, :width][used].astype(np.int64)
+        ends = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(found.counts)])
+        image = segment_index(ends, len(values))
+        best = posterior(values, ends, search.mass, 1.0, 0).best
+        tempered = values * self._temperature(values[best], 0)[image]
+        chosen = posterior(tempered, ends, search.mass, 1.0, search.dense_cap)
+        kept = tempered >= chosen.threshold[image]
+        per_image = len(step.dense_orientations) * len(step.dense_shifts)
+        flat = xp.sort(image[kept] * per_image + codes[kept])
+        orientations = to_like(step.dense_orientations, batch.scored)
+        return from_dense(flat, orientations, len(batch), to_like(step.dense_shifts, batch.scored))
+
+
+def _to_device(candidates: Candidates, like: Array) -> Candidates:
+    return Candidates(*(to_like(a, like) for a in (
+        candidates.image_offsets, candidates.orientation, candidates.group_offsets, candidates.shift
+    )))  # fmt: skip

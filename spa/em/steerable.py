@@ -1,0 +1,313 @@
+"""Steerable scoring: a slice at every in-plane angle from one set of coefficients, and images in the same basis.
+
+The reference is resampled to rings, P(r, theta + psi) = sum_m P_m(r) exp(i m (theta + psi)), and each P_m(r) is written
+in a basis of functions u_mh(r). The adjoint of that resampling is applied to the image, so that the sum over Cartesian
+pixels, and with it the likelihood, stays what it is: no image is ever interpolated.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.special import jv
+
+from spa.kernels.backend import Array, to_host, to_like, xp_of
+
+FloatArray = NDArray[np.floating[Any]]
+
+LAGRANGE_POINTS = 6
+"""Rings from which a pixel's radius is interpolated."""
+WIDEST_STEP = 0.25
+"""Largest distance of two rings, in periods (per box) of the particle's outermost part."""
+EXTRA_ANGLES = 8
+"""Angles per half turn beyond the number of angular orders, so that no order of |P|^2 aliases onto those kept."""
+BASIS_ORDER = 2
+"""HEALPix order of the directions on which the basis is judged."""
+MEAN_WEIGHT_FLOOR = 1e-7
+"""Smallest eigenvalue of a basis's Gram matrix, relative to the largest, that is told from rounding."""
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How closely the rings follow the slices.
+
+    Attributes
+    ----------
+    tolerance : standard deviation of the log-likelihood that leaving out basis functions may cause.
+    ring_step : distance of the rings in Fourier pixels.
+    bessel_floor : singular values of the Bessel functions kept, relative to the largest.
+    norm_orders : angular orders 0, 2, ... of |P|^2 that meet those of the weights (CTF^2 / sigma^2).
+    """
+
+    tolerance: float = 0.05
+    ring_step: float = 0.5
+    bessel_floor: float = 2e-3
+    norm_orders: int = 5
+
+
+STRICT = Precision(tolerance=0.002, ring_step=0.25, bessel_floor=1e-5, norm_orders=16)
+"""For tests: everything that a default leaves out, kept."""
+
+
+@dataclass(frozen=True)
+class Rings:
+    """Geometry shared by all references of a box: rings, their angular transforms, Bessel functions on them.
+
+    Attributes
+    ----------
+    box, kmax : box size and Fourier radius that they serve.
+    step : distance of the rings in Fourier pixels.
+    points : float32 (2, n_rings * n_angles), (x, y) of the points of all rings, angles 0 to pi.
+    even, odd : float32 (2 * n_orders, n_angles), from the values along a ring to real and imaginary parts of its even
+        (from the real part) and odd (from the imaginary part) orders.
+    norm : float32 (2 * norm_orders - 1, n_angles), the same for |P|^2: order 0, then real parts, imaginary parts.
+    bessel : for each order m an orthonormal basis (n_rings, n) of {J_m(2 pi r x / box), x <= radius}.
+    """
+
+    box: int
+    kmax: int
+    step: float
+    n_rings: int
+    points: FloatArray
+    even: FloatArray
+    odd: FloatArray
+    norm: FloatArray
+    bessel: tuple[FloatArray, ...]
+    norm_orders: tuple[int, ...]
+
+    @property
+    def n_angles(self) -> int:
+        """Points on half of a ring."""
+        return int(self.even.shape[1])
+
+
+@lru_cache(maxsize=8)
+def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch: float = 1.0) -> Rings:
+    """Rings that serve all pixels below stretch * (kmax + 1/2) for a particle of `radius` pixels in a box of `box`.
+
+    Notes
+    -----
+    A projection that vanishes beyond `radius` has rings in the span of J_m(2 pi r x / box), x <= radius (Jacobi-Anger).
+    """
+    step = precision.ring_step
+    while step * radius > WIDEST_STEP * box:
+        step /= 2
+    n_rings = int(np.ceil(stretch * (kmax + 0.5) / step)) + LAGRANGE_POINTS // 2 + 1
+    ring = np.arange(n_rings) * step
+    position = np.linspace(0.25, radius, int(np.ceil(1.5 * radius)))
+    bessel: list[FloatArray] = []
+    largest = 0.0
+    while True:
+        values = jv(len(bessel), 2 * np.pi * np.outer(ring, position) / box) * np.sqrt(position)
+        left, singular, _ = np.linalg.svd(values, full_matrices=False)
+        largest = largest or singular[0]
+        kept = int((singular > precision.bessel_floor * largest).sum())
+        if kept == 0:
+            break
+        bessel.append(left[:, :kept])
+    n_angles = len(bessel) + EXTRA_ANGLES
+    theta = np.pi * np.arange(n_angles) / n_angles
+    even, odd = np.arange(0, len(bessel), 2)[:, None] * theta, np.arange(1, len(bessel), 2)[:, None] * theta
+    norm_orders = tuple(range(0, min(2 * precision.norm_orders, 2 * EXTRA_ANGLES), 2))
+    norm = np.array(norm_orders)[:, None] * theta
+    return Rings(
+        box=box,
+        kmax=kmax,
+        step=step,
+        n_rings=n_rings,
+        points=np.stack([np.outer(ring, f(theta)).ravel() for f in (np.cos, np.sin)]).astype(np.float32),
+        even=(np.concatenate([np.cos(even), -np.sin(even)]) / n_angles).astype(np.float32),
+        odd=(np.concatenate([np.sin(odd), np.cos(odd)]) / n_angles).astype(np.float32),
+        norm=(np.concatenate([np.cos(norm), -np.sin(norm[1:])]) / n_angles).astype(np.float32),
+        bessel=tuple(bessel),
+        norm_orders=norm_orders,
+    )
+
+
+def _lagrange(position: FloatArray, n: int) -> FloatArray:
+    """Matrix (len(position), n) of Lagrange interpolation from the integers 0 .. n - 1."""
+    first = np.floor(position).astype(int) - (LAGRANGE_POINTS // 2 - 1)
+    matrix = np.zeros((len(position), n))
+    nodes = np.arange(LAGRANGE_POINTS)
+    for node in nodes:
+        others = nodes[nodes != node]
+        weight = np.prod((position[:, None] - first[:, None] - others) / (node - others), axis=1)
+        matrix[np.arange(len(position)), np.abs(first + node)] += weight
+    return matrix
+
+
+@dataclass(frozen=True)
+class Basis:
+    """Functions u_mh in which rings and images meet, up to one kmax.
+
+    Coefficients are laid out [Re even orders | Im even orders | Re odd orders | Im odd orders].
+
+    Attributes
+    ----------
+    orders : int (n,), the angular order m of each function, even ones first.
+    n_even : how many of them are of even order.
+    analysis : for each order m with functions, float32 (n_rings, n_m): rings to coefficients.
+    synthesis : the way back, float64 (n_rings, n_m).
+    even_rows, odd_rows : float32 (n_pixels, 2 n_even) and (n_pixels, 2 n_odd): real and imaginary parts of an image to
+        its coefficients.
+    norm_rows : float32 (n_pixels, n_rings * (2 * len(norm_orders) - 1)): weights to their moments on the rings.
+    """
+
+    rings: Rings
+    orders: NDArray[np.int64]
+    n_even: int
+    analysis: dict[int, Array]
+    synthesis: dict[int, FloatArray]
+    even_rows: Array
+    odd_rows: Array
+    norm_rows: Array
+
+    @property
+    def n_coefficients(self) -> int:
+        """Floats per direction, and per shifted image."""
+        return 2 * len(self.orders)
+
+    def sampled_at(self, x: FloatArray, y: FloatArray) -> Basis:
+        """The same basis for images whose pixels sample the slice at other places (see `make_basis`)."""
+        parts = [to_like(a, self.even_rows) for a in _image_side(self.rings, self.synthesis, x, y)]
+        return replace(self, even_rows=parts[0], odd_rows=parts[1], norm_rows=parts[2])
+
+    def rows(self, real: Array, imag: Array) -> Array:
+        """Coefficients of images CTF X / sigma^2 given as real and imaginary parts, float32 (n, n_pixels) each.
+
+        Returns float32 (n, n_coefficients): with a direction's coefficients p, turned by psi, their dot product is the
+        cross term Re sum_k Y* P.
+        """
+        out = xp_of(real).empty((len(real), self.n_coefficients), np.float32)
+        split = 2 * self.n_even
+        out[:, :split] = real @ self.even_rows
+        out[:, split:] = imag @ self.odd_rows
+        return out
+
+
+def make_basis(
+    rings: Rings, x: FloatArray, y: FloatArray, sample: Array, mean_weight: FloatArray, tolerance: float
+) -> Basis:
+    """The basis for references like the sampled ones.
+
+    Parameters
+    ----------
+    x, y : (n_pixels,), where the pixels of an image sample the slice: kx, ky, unless its magnification is distorted.
+    sample : complex64 (n, n_rings, n_angles), slices on the rings at directions all over the sphere.
+    mean_weight : float64 (n_pixels,), mean of CTF^2 / sigma^2 over the images.
+    tolerance : what may be left out, as the standard deviation of the log-likelihood; 0 keeps every Bessel function.
+
+    Notes
+    -----
+    Per order, the eigenvectors of the covariance of the sampled rings, weighted as the images weigh them; an eigenvalue
+    is the log-likelihood's variance that goes with its function.
+    """
+    interpolation = _lagrange(np.hypot(x, y) / rings.step, rings.n_rings)
+    weight = interpolation.T @ np.maximum(mean_weight, 0)
+    weight = np.maximum(weight, weight[weight > 0].min() * 0.5)
+    spectra = _ring_spectra(rings, sample)
+    values, functions, analyses = [], [], []
+    for order, bessel in enumerate(rings.bessel):
+        ring = spectra(order)
+        projected = np.concatenate([to_host(ring.real), to_host(ring.imag)]).astype(np.float64) @ bessel
+        gram = bessel.T @ (weight[:, None] * bessel)
+        eigenvalue, vector = np.linalg.eigh(gram)
+        root = np.sqrt(np.maximum(eigenvalue, eigenvalue.max() * MEAN_WEIGHT_FLOOR))
+        forward, backward = (vector * root) @ vector.T, (vector / root) @ vector.T
+        covariance = forward @ (projected.T @ projected) @ forward / len(sample)
+        power, main = np.linalg.eigh(covariance * (1 if order == 0 else 2))
+        values.append(np.maximum(power[::-1], 0))
+        main = main[:, ::-1]
+        analyses.append(bessel @ forward @ main)
+        functions.append(bessel @ backward @ main)
+    least = _least_kept(np.concatenate(values), tolerance)
+    kept = [int((v >= least).sum()) for v in values]
+    by_parity = [[m for m in range(parity, len(kept), 2) if kept[m]] for parity in (0, 1)]
+    if not by_parity[1]:
+        by_parity[1], kept[1] = [1], 1
+    used = [m for part in by_parity for m in part]
+    synthesis = {m: functions[m][:, : kept[m]] for m in used}
+    even_rows, odd_rows, norm_rows = _image_side(rings, synthesis, x, y)
+    return Basis(
+        rings=rings,
+        orders=np.concatenate([np.full(kept[m], m) for m in used]),
+        n_even=sum(kept[m] for m in by_parity[0]),
+        analysis={m: to_like(analyses[m][:, : kept[m]].astype(np.float32), sample) for m in used},
+        synthesis=synthesis,
+        even_rows=to_like(even_rows, sample),
+        odd_rows=to_like(odd_rows, sample),
+        norm_rows=to_like(norm_rows, sample),
+    )
+
+
+def _least_kept(values: FloatArray, tolerance: float) -> float:
+    """The smallest eigenvalue to keep, so that those below it add up to at most tolerance^2."""
+    ascending = np.sort(values)
+    dropped = int(np.searchsorted(np.cumsum(ascending), tolerance**2))
+    return float(ascending[min(dropped, len(ascending) - 1)])
+
+
+def _image_side(
+    rings: Rings, synthesis: dict[int, FloatArray], x: FloatArray, y: FloatArray
+) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """The matrices `even_rows`, `odd_rows` and `norm_rows` of a `Basis` for pixels at (x, y)."""
+    angles = np.arctan2(y, x)
+    interpolation = _lagrange(np.hypot(x, y) / rings.step, rings.n_rings)
+    rows = []
+    for parity in (0, 1):
+        real, imag = [], []
+        for order in (m for m in synthesis if m % 2 == parity):
+            u = (1 if order == 0 else 2) * (interpolation @ synthesis[order])
+            cosine, sine = np.cos(order * angles)[:, None], np.sin(order * angles)[:, None]
+            real.append(u * (sine if parity else cosine))
+            imag.append(u * (cosine if parity else -sine))
+        rows.append(np.concatenate(real + imag, axis=1).astype(np.float32))
+    moments = [0.5 * interpolation]
+    for order in rings.norm_orders[1:]:
+        moments += [interpolation * f(order * angles)[:, None] for f in (np.cos, np.sin)]
+    return rows[0], rows[1], np.concatenate(moments, axis=1).astype(np.float32)
+
+
+def _ring_spectra(rings: Rings, slices: Array) -> Any:
+    """Function order -> complex (n, n_rings), the angular Fourier coefficients of slices (n, n_rings, n_angles)."""
+    even = slices.real @ to_like(rings.even.T, slices)
+    odd = slices.imag @ to_like(rings.odd.T, slices)
+
+    def spectrum(order: int) -> Array:
+        part = odd if order % 2 else even
+        return part[..., order // 2] + np.complex64(1j) * part[..., part.shape[-1] // 2 + order // 2]
+
+    return spectrum
+
+
+def table_rows(basis: Basis, slices: Array) -> tuple[Array, Array]:
+    """Coefficients and norm moments of directions.
+
+    Parameters
+    ----------
+    slices : complex64 (n, n_rings, n_angles), on the rings, at in-plane angle zero.
+
+    Returns
+    -------
+    coefficients : float32 (n, n_coefficients).
+    moments : float32 (n, n_rings * (2 * len(norm_orders) - 1)), those of |P|^2: order 0, then (Re, Im) of each order.
+    """
+    xp, rings = xp_of(slices), basis.rings
+    spectra = _ring_spectra(rings, slices)
+    real, imag = {}, {}
+    for order, analysis in basis.analysis.items():
+        ring = spectra(order)
+        real[order], imag[order] = ring.real @ analysis, ring.imag @ analysis
+    even, odd = ([m for m in real if m % 2 == parity] for parity in (0, 1))
+    parts = [part[m] for ms in (even, odd) for part in (real, imag) for m in ms]
+    coefficients = xp.concatenate(parts, axis=1).astype(np.float32)
+    power = (slices.real**2 + slices.imag**2) @ to_like(rings.norm.T, slices)
+    higher = len(rings.norm_orders) - 1
+    moments = [power[..., 0]]
+    for j in range(1, higher + 1):
+        moments += [power[..., j], power[..., higher + j]]
+    return coefficients, xp.concatenate(moments, axis=1).astype(np.float32)

@@ -1,0 +1,291 @@
+"""Steerable coefficients of all directions of a level, and the two ways of scoring with them: listed and dense."""
+
+from __future__ import annotations
+
+import itertools
+from typing import Any
+
+import numpy as np
+
+from spa.em.expectation import Reference, Step, offset_log_prior, runs
+from spa.em.sampling import Candidates, Level, segment_index
+from spa.em.state import Batch
+from spa.em.steerable import Basis, Rings, table_rows
+from spa.kernels.backend import Array, is_device, to_host, to_like, xp_of
+from spa.kernels.slices import extract_slices
+from spa.kernels.steerable import Survivors, keep_best, new_survivors, shifted_rows, steered_scores
+
+IntArray = np.ndarray[Any, np.dtype[np.int64]]
+
+RING_CHUNK = 128
+"""Directions whose rings are held at one time."""
+TILE_ROWS, TILE_DIRECTIONS = 240, 96
+"""Shifted images and directions of one tile of the dense pass: its spectra stay in a core's cache."""
+DEVICE_TILE_ROWS, DEVICE_TILE_DIRECTIONS = 4096, 256
+"""The same on a GPU, where a tile has to fill the device."""
+
+
+def ring_slices(reference: Reference, level: Level, directions: Array, rings: Rings) -> Array:
+    """Slices on the rings, complex64 (n, n_rings, n_angles); a direction is class * n_directions + direction."""
+    classes = (directions // level.n_directions).astype(np.int32)
+    frames = to_like(level.frames.astype(np.float32), reference.transform)[directions % level.n_directions]
+    x, y = (to_like(p, reference.transform) for p in rings.points)
+    slices = extract_slices(reference.transform, classes, frames, x, y, reference.padding)
+    return slices.reshape(len(directions), rings.n_rings, -1)
+
+
+class DirectionTable:
+    """Coefficients and norm moments of the directions of one level.
+
+    Parameters
+    ----------
+    directions : int64, those that may be asked for, class * n_directions + direction.
+    magnification : that of the images for whose pixels the basis was made.
+
+    Attributes
+    ----------
+    place : int32 (n_classes * n_directions,), where each of them is (0 for others).
+    """
+
+    def __init__(
+        self, reference: Reference, level: Level, directions: IntArray, basis: Basis, magnification: int
+    ) -> None:
+        self.basis = basis
+        self.bases = {magnification: basis}
+        self.level = level
+        self.directions = directions
+        like = reference.transform
+        xp = xp_of(like)
+        place = np.zeros(len(like) * level.n_directions, np.int32)
+        place[directions] = np.arange(len(directions))
+        self.place = to_like(place, like)
+        n_moments = basis.norm_rows.shape[1]
+        self.coefficients = xp.empty((len(directions), basis.n_coefficients), np.float32)
+        self.moments = xp.empty((len(directions), n_moments), np.float32)
+        for start in range(0, len(directions), RING_CHUNK):
+            part = slice(start, start + RING_CHUNK)
+            rings = ring_slices(reference, level, to_like(directions[part], like), basis.rings)
+            self.coefficients[part], self.moments[part] = table_rows(basis, rings)
+        psi = level.psi(np.arange(level.n_psi))
+        angle = psi[:, None] * basis.orders
+        self.cosine, self.sine = (to_like(f(angle).astype(np.float32), like) for f in (np.cos, np.sin))
+        self.norm_turns = to_like(norm_turns(basis.rings, psi), like)
+
+    @staticmethod
+    def size(n_directions: int, basis: Basis) -> int:
+        """Bytes of a table."""
+        return 4 * n_directions * (basis.n_coefficients + basis.norm_rows.shape[1])
+
+    def basis_for(self, batch: Batch) -> Basis:
+        """The basis on the image side, for the magnification of a batch."""
+        if batch.magnification not in self.bases:
+            n = len(self.basis.even_rows)
+            x, y = to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])
+            self.bases[batch.magnification] = self.basis.sampled_at(x, y)
+        return self.bases[batch.magnification]
+
+    def score(self, batch: Batch, candidates: Candidates, offsets: Array, memory: int) -> tuple[Array, Array]:
+        """Cross and norm terms of a ragged list of candidates (see `spa.em.expectation.score_slices`).
+
+        memory : bytes that the coefficients of shifted images may take at one time.
+        """
+        xp = xp_of(batch.scored)
+        basis = self.basis_for(batch)
+        images, weights = batch.weighted(self.level.kmax)
+        n, n_images, n_shifts = images.shape[1], len(batch), len(offsets)
+        group = segment_index(candidates.group_offsets, len(candidates.shift))
+        image = segment_index(candidates.image_offsets, len(candidates.orientation))[group]
+        used = xp.zeros(n_images * n_shifts, bool)
+        used[image * n_shifts + candidates.shift] = True
+        flat = xp.nonzero(used)[0]
+        row_image, row_shift = (flat // n_shifts).astype(np.int32), (flat % n_shifts).astype(np.int32)
+        row_of = (xp.cumsum(used) - 1).astype(np.int32).reshape(n_images, n_shifts)
+        row_ends = np.concatenate([[0], np.cumsum(to_host(used.reshape(n_images, -1).sum(1)))])
+        groups, ends = to_host(candidates.image_offsets), to_host(candidates.candidate_offsets)
+        cross = xp.empty(len(candidates.shift), np.float32)
+        norm = xp.empty(len(candidates.orientation), np.float32)
+        moments = weights @ basis.norm_rows
+        for start, stop in itertools.pairwise(runs(row_ends, max(1, memory // (4 * basis.n_coefficients + 8 * n)))):
+            rows = slice(int(row_ends[start]), int(row_ends[stop]))
+            shifted = shifted_rows(
+                images, batch.kx[:n], batch.ky[:n], offsets, row_image[rows], row_shift[rows], batch.pixels.box_size
+            )
+            g, c = slice(int(groups[start]), int(groups[stop])), slice(int(ends[start]), int(ends[stop]))
+            cross[c], norm[g] = steered_scores(
+                basis.rows(*shifted),
+                row_of[start:stop] - np.int32(rows.start),
+                moments[start:stop],
+                self.coefficients,
+                self.moments,
+                self.place,
+                self.cosine,
+                self.sine,
+                self.norm_turns,
+                basis.n_even,
+                candidates.image_offsets[start : stop + 1] - g.start,
+                candidates.orientation[g],
+                candidates.group_offsets[g.start : g.stop + 1] - c.start,
+                candidates.shift[c],
+            )
+        return cross, norm
+
+
+def norm_turns(rings: Rings, psi: Any) -> Any:
+    """1 and (cos, -sin) of m psi for each higher order of the norm, float32 (n_psi, 2 * len(norm_orders) - 1)."""
+    columns = [np.ones_like(psi)]
+    for order in rings.norm_orders[1:]:
+        columns += [np.cos(order * psi), -np.sin(order * psi)]
+    return np.stack(columns, -1).astype(np.float32)
+
+
+class DensePass:
+    """Scores every direction of a table at every in-plane angle and shift, and keeps the best of each image.
+
+    Notes
+    -----
+    The orders m are folded modulo the number of in-plane angles n (m and n - m are conjugate), so that a small product
+    per q = 0 ... n / 2 and an inverse transform over q give all angles exactly, for any n.
+    """
+
+    def __init__(self, table: DirectionTable, reference: Reference) -> None:
+        self.table = table
+        self.n_psi = table.level.n_psi
+        on_device = is_device(table.coefficients)
+        self.tile_rows = DEVICE_TILE_ROWS if on_device else TILE_ROWS
+        self.tile_directions = DEVICE_TILE_DIRECTIONS if on_device else TILE_DIRECTIONS
+        classes = to_like(table.directions // table.level.n_directions, table.coefficients)
+        self.direction_prior = reference.log_pdf_class[classes]
+        self._fold()
+
+    def _fold(self) -> None:
+        """Sort functions by the q that their order falls on, and turn the directions to the first in-plane angle."""
+        table, basis, n = self.table, self.table.basis, self.n_psi
+        xp = xp_of(table.coefficients)
+        n_even = basis.n_even
+        residue = basis.orders % n
+        conjugate = residue > n // 2
+        q = np.where(conjugate, n - residue, residue)
+        phase = to_like(np.exp(1j * basis.orders * table.level.psi(0)).astype(np.complex64), table.coefficients)
+        split = 2 * n_even
+        even, odd = table.coefficients[:, :split], table.coefficients[:, split:]
+        n_odd = odd.shape[1] // 2
+        turned = xp.concatenate(
+            [a[:, :m] + np.complex64(1j) * a[:, m:] for a, m in ((even, n_even), (odd, n_odd))], axis=1
+        )
+        turned *= phase
+        sign = to_like(np.where(conjugate, -1, 1).astype(np.float32), table.coefficients)
+        self.columns: tuple[list[slice], list[slice]] = ([], [])
+        orders: tuple[list[IntArray], list[IntArray]] = ([], [])
+        self.directions: list[list[tuple[Array, Array]]] = []
+        tiles = range(0, len(turned), self.tile_directions)
+        products: list[tuple[Array, Array]] = []
+        for parity in (0, 1):
+            at = 0
+            for this in range(parity, n // 2 + 1, 2):
+                # n is even, so the functions of a q are all of its parity
+                mine = np.nonzero(q == this)[0]
+                local, half = mine - parity * n_even, n_odd if parity else n_even
+                orders[parity].extend([local, local + half])
+                self.columns[parity].append(slice(at, at + 2 * len(mine)))
+                at += 2 * len(mine)
+                p, s = turned[:, mine], sign[mine]
+                products.append(
+                    (
+                        xp.concatenate([p.real, p.imag], axis=1),
+                        xp.concatenate([p.imag * s, -p.real * s], axis=1),
+                    )
+                )
+        self.order = [to_like(np.concatenate(o), table.coefficients) for o in orders]
+        for start in tiles:
+            part = slice(start, start + self.tile_directions)
+            self.directions.append([(xp.ascontiguousarray(r[part].T), xp.ascontiguousarray(i[part].T)) for r, i in products])
+        orders_of_norm = len(basis.rings.norm_orders)
+        n_rings = basis.rings.n_rings
+        m = table.moments
+        self.norm_products = [(slice(0, n_rings), xp.ascontiguousarray(m[:, :n_rings].T), None)]
+        for j in range(1, orders_of_norm):
+            first = (2 * j - 1) * n_rings
+            real, imag = m[:, first : first + n_rings], m[:, first + n_rings : first + 2 * n_rings]
+            self.norm_products.append(
+                (
+                    slice(first, first + 2 * n_rings),
+                    xp.ascontiguousarray(xp.concatenate([real, -imag], axis=1).T),
+                    xp.ascontiguousarray(xp.concatenate([imag, real], axis=1).T),
+                )
+            )
+
+    def run(self, batch: Batch, step: Step, cap: int) -> Survivors:
+        """The best `cap` (or somewhat more) candidates of each image.
+
+        Codes count the table's directions, all in-plane angles and the shifts of `step.dense_shifts`.
+        """
+        table, level = self.table, self.table.level
+        basis = table.basis_for(batch)
+        xp = xp_of(batch.scored)
+        images, weights = batch.weighted(level.kmax)
+        n_pixels, n_shifts = images.shape[1], len(step.dense_shifts)
+        offsets = to_like(level.offsets()[step.dense_shifts], images)
+        prior = offset_log_prior(batch, offsets, step.offset_sigma)
+        moments = weights @ basis.norm_rows
+        even, odd = (xp.take(a, o, axis=1) for a, o in zip((basis.even_rows, basis.odd_rows), self.order, strict=True))
+        survivors = new_survivors(len(batch), cap, self.tile_directions * self.n_psi * n_shifts, images)
+        block = max(1, self.tile_rows // n_shifts)
+        shift = to_like(np.tile(np.arange(n_shifts, dtype=np.int32), block), images)
+        owner = to_like(np.repeat(np.arange(block, dtype=np.int32), n_shifts), images)
+        for start in range(0, len(batch), block):
+            stop = min(start + block, len(batch))
+            n_rows = (stop - start) * n_shifts
+            real, imag = shifted_rows(
+                images[start:stop],
+                batch.kx[:n_pixels],
+                batch.ky[:n_pixels],
+                offsets,
+                owner[:n_rows],
+                shift[:n_rows],
+                batch.pixels.box_size,
+            )
+            norm = self._norm(moments[start:stop])
+            mine = survivors.part(start, stop)
+            self._tiles(real @ even, imag @ odd, norm, prior[start:stop], step.fit_scale, cap, mine)
+            survivors.counts[start:stop] = mine.counts
+        return survivors
+
+    def _tiles(
+        self, even: Array, odd: Array, norm: Array, prior: Array, fit_scale: bool, cap: int, survivors: Survivors
+    ) -> None:
+        """All tiles of directions for the rows of some images."""
+        xp, n_q = xp_of(even), self.n_psi // 2 + 1
+        first = 0
+        spectra: tuple[Array, Array] | None = None
+        for products in self.directions:
+            n = products[0][0].shape[1]
+            if spectra is None or spectra[0].shape[2] != n:
+                spectra = xp.zeros((n_q, len(even), n), np.float32), xp.zeros((n_q, len(even), n), np.float32)
+            j = 0
+            for parity, rows in enumerate((even, odd)):
+                for k, columns in enumerate(self.columns[parity]):
+                    if columns.stop > columns.start:
+                        xp.matmul(rows[:, columns], products[j][0], out=spectra[0][j])
+                        q = 2 * k + parity
+                        if 0 < q < self.n_psi // 2:
+                            xp.matmul(rows[:, columns], products[j][1], out=spectra[1][j])
+                    j += 1
+            direction_prior = self.direction_prior[first : first + n]
+            part = xp.ascontiguousarray(norm[:, :, first : first + n])
+            keep_best(
+                survivors, *spectra, part, prior, direction_prior, first, self.n_psi, fit_scale, cap
+            )
+            first += n
+
+    def _norm(self, moments: Array) -> Array:
+        """Norm terms, float32 (n_images, n_psi / 2, n_directions)."""
+        parts = []
+        for columns, real, imag in self.norm_products:
+            parts.append(moments[:, columns] @ real)
+            if imag is not None:
+                parts.append(moments[:, columns] @ imag)
+        xp = xp_of(moments)
+        spectrum = xp.stack(parts)
+        turns = self.table.norm_turns[: self.n_psi // 2]
+        norm = (turns @ spectrum.reshape(len(parts), -1)).reshape(-1, *spectrum.shape[1:])
+        return xp.ascontiguousarray(norm.transpose(1, 0, 2))
