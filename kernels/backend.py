@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any, TypeAlias
 
@@ -105,9 +107,24 @@ def device_memory(device: int | None) -> int | None:
 
 
 def set_threads(n: int) -> None:
-    """Let Numba, BLAS and the FFT of this process use `n` threads."""
+    """Let this process compute on `n` threads: Numba and the FFT, and the threads of a sweep.
+
+    BLAS stays on the thread that calls it: its own threads spin while they wait, and the matrices here are small.
+    """
     numba.set_num_threads(max(1, min(n, numba.config.NUMBA_NUM_THREADS)))  # type: ignore[attr-defined]
-    _limits[:] = [threadpool_limits(limits=n, user_api="blas")]
+    _limits[:] = [threadpool_limits(limits=1, user_api="blas")]
+
+
+def one_thread() -> None:
+    """Let what the calling thread runs (Numba, FFT) stay on it, because others like it run beside."""
+    numba.set_num_threads(1)
+
+
+def share_out(work: Callable[[Any], None], items: Iterable[Any]) -> None:
+    """Call `work` for each item, on as many threads as are set; the calls must not depend on each other."""
+    with ThreadPoolExecutor(threads(), initializer=one_thread) as pool:
+        for _ in pool.map(work, items):
+            pass
 
 
 def threads() -> int:

@@ -17,6 +17,9 @@ from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 _NONE = np.float32(-np.inf)
 _SLACK = 4096
+_SELECT_BLOCK = 1024
+_TURNED = 4096
+"""Floats of shared memory for a turned direction."""
 
 
 @cpu_kernel
@@ -223,10 +226,11 @@ def steered_scores(
     if is_device(rows):
         owner = (xp.searchsorted(image_offsets, xp.arange(n_groups), side="right") - 1).astype(np.int32)
         tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
-        sizes = (n, n_even, n_rings, n_orders, n_psi, row_of.shape[1])
+        held = min(2 * n, _TURNED)
+        sizes = (n, n_even, n_rings, n_orders, n_psi, row_of.shape[1], held)
         lists = (owner, orientation, group_offsets, candidate_shift)
         kernel = raw_module("steerable").get_function("steered_scores")
-        launch(kernel, (n_groups,), (*tables, *sizes, *lists, cross, norm), shared_mem=8 * n)
+        launch(kernel, (n_groups,), (*tables, *sizes, *lists, cross, norm), shared_mem=4 * held)
     else:
         tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
         lists = (image_offsets, orientation, group_offsets, candidate_shift)
@@ -391,22 +395,27 @@ def keep_best(
     cross(psi_s) = sum_q Re_q cos(2 pi q s / n_psi) - Im_q sin(2 pi q s / n_psi). Four angles share each pair of sums
     over even and odd q.
     """
+    if n_psi % 2 or n_psi < 2 or cap < 1:
+        raise ValueError(f"n_psi, cap: expected an even number of angles and a positive cap, got {n_psi} and {cap}")
+    require("prior", prior, np.float32, (None, None), prior)
     n_images, n_shifts = prior.shape
     n_q, n_directions = n_psi // 2 + 1, direction_prior.shape[0]
+    require("direction_prior", direction_prior, np.float32, (None,), prior)
     for name, part in (("real", real), ("imag", imag)):
         require(name, part, np.float32, (n_q, n_images * n_shifts, n_directions), prior)
     require("norm", norm, np.float32, (n_images, n_psi // 2, n_directions), prior)
-    require("prior", prior, np.float32, (None, None), prior)
-    require("direction_prior", direction_prior, np.float32, (None,), prior)
     require("values", survivors.values, np.float32, (n_images, None), prior)
-    if n_psi % 2 or cap < 1:
-        raise ValueError(f"expected an even number of in-plane angles and cap >= 1, got {n_psi} and {cap}")
+    require("codes", survivors.codes, np.int32, survivors.values.shape, prior)
+    require("counts", survivors.counts, np.int64, (n_images,), prior)
+    require("floor", survivors.floor, np.float32, (n_images,), prior)
+    capacity, last = survivors.values.shape[1], first + n_directions
+    needed = cap + (n_directions * n_psi * n_shifts if is_device(prior) else 1)
+    if capacity < needed:
+        raise ValueError(f"values: expected room for {needed} candidates of each image, got {capacity}")
+    if last * n_psi * n_shifts > 2**31:
+        raise ValueError(f"first: the codes of {last} directions exceed 32 bits")
     if is_device(prior):
-        arguments = (real, imag, norm, prior, direction_prior, n_shifts, n_directions, first, n_psi, int(fit_scale))
-        lists = (survivors.values.shape[1], survivors.floor, survivors.values, survivors.codes, survivors.counts)
-        kernel = raw_module("steerable").get_function("keep_best")
-        launch(kernel, (n_images * n_shifts, -(-n_directions // BLOCK)), (*arguments, *lists))
-        _prune_device(survivors, cap)
+        _keep_best_device(survivors, (real, imag, norm, prior, direction_prior), first, n_psi, fit_scale, cap)
         return
     angle = (2 * np.pi / n_psi) * np.outer(np.arange(n_psi // 4 + 1), np.r_[0:n_q:2, 1:n_q:2])
     n_even = n_psi // 4 + 1
@@ -421,17 +430,27 @@ def keep_best(
     _keep_best_cpu(*parts, norm, prior, direction_prior, first, n_psi, fit_scale, cap, *lists)
 
 
-def _prune_device(survivors: Survivors, cap: int) -> None:
-    """Cut the lists of a GPU back to the best `cap` where they are longer."""
-    xp = xp_of(survivors.values)
-    longest = int(survivors.counts.max())
-    if longest <= cap:
-        return
-    used = xp.arange(longest) < survivors.counts[:, None]
-    values = xp.where(used, survivors.values[:, :longest], -np.inf)
-    order = xp.argsort(-values, axis=1)[:, :cap]
-    survivors.values[:, :cap] = xp.take_along_axis(values, order, 1)
-    survivors.codes[:, :cap] = xp.take_along_axis(survivors.codes[:, :longest], order, 1)
-    full = survivors.counts >= cap
-    survivors.floor[full] = survivors.values[full, cap - 1]
-    survivors.counts = xp.minimum(survivors.counts, cap)
+def _keep_best_device(
+    survivors: Survivors, tile: tuple[Array, ...], first: int, n_psi: int, fit_scale: bool, cap: int
+) -> None:
+    """The four kernels of survivors.cu; nothing is brought to the host."""
+    n_images, n_shifts = tile[3].shape
+    n_directions, capacity = tile[4].shape[0], survivors.values.shape[1]
+    n_pairs = n_shifts * n_directions
+    module, grid = raw_module("survivors", survivor_defines(n_psi)), (n_images, -(-n_pairs // BLOCK))
+    arguments = (*tile, n_shifts, n_directions, int(fit_scale))
+    best = xp_of(tile[0]).empty((n_images, n_pairs), np.float32)
+    lists = (survivors.values, survivors.codes, survivors.counts)
+    launch(module.get_function("best_angles"), grid, (*arguments, best))
+    raised = (best, n_pairs, cap, survivors.floor)
+    launch(module.get_function("raise_floor"), (n_images,), raised, block=_SELECT_BLOCK)
+    launch(module.get_function("keep_best"), grid, (*arguments, best, survivors.floor, first, capacity, *lists))
+    pruned = (capacity, cap, *lists, survivors.floor)
+    launch(module.get_function("prune"), (n_images,), pruned, block=_SELECT_BLOCK)
+
+
+def survivor_defines(n_psi: int) -> tuple[tuple[str, str], ...]:
+    """The preamble of survivors.cu for a number of in-plane angles."""
+    angle = 2 * np.pi * np.arange(n_psi) / n_psi
+    turns = ", ".join(f"{{{c:.9e}f, {s:.9e}f}}" for c, s in zip(np.cos(angle), np.sin(angle), strict=True))
+    return ("N_PSI", str(n_psi)), ("TURNS", turns), ("SELECT", str(_SELECT_BLOCK))

@@ -62,7 +62,8 @@ class Case:
 
 
 QUICK = (
-    Case("phantom", 64, 0.2, 500, exhaustive=True),
+    Case("phantom", 64, 0.2, 150, exhaustive=True),
+    Case("phantom", 64, 0.2, 500),
     Case("phantom", 128, 0.2, 500),
     Case("3c91", 64, 0.2, 500),
     Case("6vsb", 64, 0.2, 500),

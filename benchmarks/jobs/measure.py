@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,13 +28,17 @@ class OutOfTime(Exception):
     """A program was stopped at its limit."""
 
 
-def measured(command: list[str], cwd: Path | None = None, limit: float = 0.0, quiet: bool = False) -> Cost:
+def stop_jobs_on_sigterm() -> None:
+    """Let SIGTERM end this process as an exception does, so that the job it waits for is stopped with it."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))
+
+
+def measured(command: list[str], cwd: Path | None = None, limit: float = 0.0) -> Cost:
     """Run a command and measure it alone: its resources are those the kernel reports when it ends.
 
     Parameters
     ----------
     limit : seconds after which it is told to stop; 0 for none.
-    quiet : keep what it says on stdout to itself.
 
     Raises
     ------
@@ -43,7 +48,7 @@ def measured(command: list[str], cwd: Path | None = None, limit: float = 0.0, qu
         If it failed.
     """
     start = time.perf_counter()
-    process = subprocess.Popen(command, cwd=cwd, stdout=subprocess.DEVNULL if quiet else None)
+    process = subprocess.Popen(command, cwd=cwd)
     alarm = threading.Timer(limit, process.terminate) if limit else None
     if alarm:
         alarm.start()

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from benchmarks import report
-from benchmarks.jobs.measure import SPA, measured
+from benchmarks.jobs.measure import SPA, measured, stop_jobs_on_sigterm
 from benchmarks.jobs.truth import compare
 
 RECORDED = ("RELION 5.0.1", "1.95", "99.6", "0.55", "0.86", "8.0", "3222", "", "")
@@ -29,6 +29,7 @@ def main() -> None:
     parser.add_argument("--sym", default="C1")
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results")
     arguments, further = parser.parse_known_args()
+    stop_jobs_on_sigterm()
     folder = arguments.folder.resolve()
     with tempfile.TemporaryDirectory() as scratch:
         rootname = (Path(arguments.o or scratch) / "run").resolve()

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks import report
-from benchmarks.jobs.measure import SPA, Cost, measured, warm_up
+from benchmarks.jobs.measure import SPA, Cost, measured, stop_jobs_on_sigterm, warm_up
 from spa.io.particle_io import read_particles, write_particles
 from spa.options import available_cores
 
@@ -33,6 +33,7 @@ def main() -> None:
     parser.add_argument("--mem", default="4", help="memory budget in GiB (default 4)")
     parser.add_argument("--save", action="store_true", help="keep the tables in benchmarks/results")
     arguments = parser.parse_args()
+    stop_jobs_on_sigterm()
     folder = arguments.folder.resolve()
     flags = ["--ref", str(folder / "reference_30A.mrc"), "--ini_high", "30", "--ctf", "--flatten_solvent"]
     flags += ["--zero_mask", "--particle_diameter", arguments.diameter, "--sym", arguments.sym]

@@ -29,7 +29,7 @@ import numpy as np
 
 from benchmarks import report
 from benchmarks.jobs.cases import CIRCLE, FILL, FULL, QUICK, STRUCTURES, Case, model_diameter
-from benchmarks.jobs.measure import SPA, Cost, OutOfTime, measured, warm_up
+from benchmarks.jobs.measure import SPA, Cost, OutOfTime, measured, stop_jobs_on_sigterm, warm_up
 from benchmarks.jobs.truth import compare
 from spa.fourier import low_pass
 from spa.io import mrc, star
@@ -109,6 +109,7 @@ class Row:
 def main() -> None:
     """Run the cases and print the table."""
     arguments = _arguments()
+    stop_jobs_on_sigterm()
     cases = FULL if arguments.full else QUICK
     if arguments.only:
         cases = tuple(c for c in dict.fromkeys(QUICK + FULL) if fnmatch.fnmatch(c.name, arguments.only))

@@ -4,29 +4,27 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from spa import healpix
 from spa.em import output
 from spa.em.accuracy import estimate_accuracy
-from spa.em.descent import Descent
 from spa.em.expectation import Reference, Step
 from spa.em.images import InitialNoise, Preparer
 from spa.em.inputs import Inputs
 from spa.em.maximisation import (
     Estimates,
     Maps,
-    accumulate,
     draw_uniform,
-    new_sums,
     noise_spectra,
     reconstruct_halves,
 )
 from spa.em.schedule import MAX_ITERATIONS, Schedule, particle_radius
 from spa.em.settings import RefinementOptions, Search
-from spa.em.state import Batch, FloatArray, State, Sums
+from spa.em.state import FloatArray, State, Sums
+from spa.em.sweep import Indices, Sweep
 from spa.errors import InputError
 from spa.euler import angular_distance
 from spa.fourier import reference_transform
@@ -34,8 +32,6 @@ from spa.fsc import shell_to_resolution
 from spa.job import Job
 from spa.kernels.backend import device_memory, host_memory, to_device, use_device
 from spa.mask import soft_sphere, support_radius
-
-Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
 
 PROBE_PARTICLES = 200
 """Particles on which the grey scale of the reference is measured."""
@@ -98,9 +94,12 @@ class Engine:
             inputs.groups,
             circle if options.zero_mask else None,
             self.device,
+            inputs.aberrations,
+            self.pixel_size,
         )
         available = device_memory(self.device) or host_memory()
-        self.memory = int(options.mem * 2**30) or available // 2
+        memory = int(options.mem * 2**30) or available // 2
+        self.sweep = Sweep(inputs, self.prepare, self.search, options.pad, memory, job, self.device)
         self.poses = inputs.first_poses()
         if not options.norm:
             self.poses.norm[:] = 1
@@ -108,11 +107,6 @@ class Engine:
         self.reference_radius = support_radius(self._solvent_mask(), self.box)
         self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
         self.fit_scale = False
-
-    @property
-    def working_memory(self) -> int:
-        """Bytes that the slices or inserted images of one run may take."""
-        return int(min(self.memory // 8, 2**29))
 
     def half_indices(self, half: int) -> Indices:
         """Particles of a half set, neighbours in orientation beside each other so that they share slices."""
@@ -167,7 +161,7 @@ class Engine:
         noise = [InitialNoise(self.inputs.n_optics, self.box) for _ in range(self.n_halves)]
         bar = self.job.progress(self.inputs.n_particles, "noise spectra")
         for half in range(self.n_halves):
-            for indices, images in self.inputs.images.batches(self.half_indices(half), self._batch_size()):
+            for indices, images in self.sweep.batches(self.half_indices(half)):
                 noise[half].add(images, self.inputs.optics[indices])
                 bar.update(len(indices))
                 self.job.check_abort()
@@ -194,9 +188,6 @@ class Engine:
             return self.inputs.solvent_mask
         return self.sphere if self.options.flatten_solvent else np.ones((), np.float32)
 
-    def _batch_size(self) -> int:
-        return int(np.clip(self.memory // (1000 * len(self.prepare.pixels)), 4, 256))
-
     def _reference(self, state: State, half: int, kmax: int) -> Reference:
         transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half]]
         log_pdf = np.log(np.maximum(state.pdf_class[half], 1e-10)).astype(np.float32)
@@ -206,10 +197,6 @@ class Engine:
             to_device(log_pdf, self.device),
             self.reference_radius,
         )
-
-    def _batches(self, state: State, half: int, indices: Indices, score_kmax: int) -> Any:
-        for part, images in self.inputs.images.batches(indices, self._batch_size()):
-            yield self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half], score_kmax)
 
     def _needs_scale(self, state: State) -> bool:
         """Measure the grey scale of the reference against some images; say so if it must be fitted."""
@@ -242,7 +229,7 @@ class Engine:
             sums.append(self.job.comm.sum(half_sums))
             updates += estimates
         bar.close()
-        candidates = sum(s.counters["candidates"] for s in sums) / self.inputs.n_particles
+        candidates = sum(s.candidates for s in sums) / self.inputs.n_particles
         final = self.schedule.progress.final
         maps = reconstruct_halves(
             sums,
@@ -270,43 +257,11 @@ class Engine:
         self, state: State, step: Step, half: int, indices: Indices, bar: Any
     ) -> tuple[Sums, list[tuple[Indices, Estimates]]]:
         """Expectation step and sums of one half set; poses are not changed yet."""
-        largest = self.schedule.largest_kmax
-        reference = self._reference(state, half, largest)
-        descent = Descent(
-            reference, step, self.search, self.working_memory, self.memory // 2, len(indices)
+        reference = self._reference(state, half, self.schedule.largest_kmax)
+        uniform = draw_uniform(self.options.random_seed, state.iteration, self.inputs.n_particles)
+        return self.sweep.run(
+            reference, step, self.poses, state.sigma2[half], self.group_scale[half], indices, uniform, bar
         )
-        sums = new_sums(
-            state.n_classes,
-            self.inputs.n_optics,
-            self.inputs.n_groups,
-            self.box,
-            self.options.pad,
-            step.kmax,
-            self.prepare.kx,
-        )
-        estimates = []
-        candidates = 0
-        for batch in self._batches(state, half, indices, step.score_kmax):
-            scores = descent.run(batch, self.poses.rotations[batch.indices])
-            candidates += scores.scored
-            made = accumulate(
-                sums,
-                batch,
-                scores,
-                reference,
-                step,
-                self.search,
-                self.inputs.optics[batch.indices],
-                self.inputs.groups[batch.indices],
-                draw_uniform(self.options.random_seed, state.iteration, batch.indices),
-                self.working_memory,
-            )
-            estimates.append((batch.indices, made))
-            if bar is not None:
-                bar.update(len(batch))
-            self.job.check_abort()
-        sums.counters["candidates"] = float(candidates)
-        return sums, estimates
 
     def _join_shell(self) -> int:
         limit = self.inputs.low_resol_join_halves
@@ -380,16 +335,19 @@ class Engine:
 
     def _accuracy(self, state: State) -> tuple[float, float]:
         """Expected accuracy of rotations (degrees) and shifts (pixels), the mean over the half sets."""
-        found = []
+        found, counts = [], []
         for half in range(self.n_halves):
             indices = np.sort(self.half_indices(half)[:: max(1, self.inputs.n_particles // ACCURACY_PARTICLES // 2)])
             kmax = max(2, state.score_kmax)
             reference = self._reference(state, half, kmax)
             rng = np.random.default_rng((self.options.random_seed, state.iteration, 3))
-            batch: Batch
-            for batch in self._batches(state, half, indices[:ACCURACY_PARTICLES], kmax):
-                found.append(estimate_accuracy(batch, reference, self.poses.rotations[batch.indices], kmax, rng))
-        angle, offset = np.mean(found, axis=0)
+            for part, images in self.sweep.batches(indices[:ACCURACY_PARTICLES]):
+                batch = self.prepare.batch(
+                    images, part, self.poses, state.sigma2[half], self.group_scale[half], kmax
+                )
+                found.append(estimate_accuracy(batch, reference, self.poses.rotations[part], kmax, rng))
+                counts.append(len(part))
+        angle, offset = np.average(found, axis=0, weights=counts)
         return float(angle), float(offset)
 
     def _report(self, state: State, done: Iteration) -> None:

@@ -382,7 +382,6 @@ def noise_spectra(sums: Sums, previous: FloatArray) -> FloatArray:
     return np.asarray(np.maximum(sigma2, sigma2.max() * 1e-8))
 
 
-def draw_uniform(seed: int, iteration: int, indices: np.ndarray[Any, np.dtype[np.int64]]) -> FloatArray:
-    """One number in [0, 1) per particle that depends on seed, iteration and particle only."""
-    table = np.random.default_rng((seed, iteration, 2)).random(int(indices.max()) + 1)
-    return np.asarray(table[indices])
+def draw_uniform(seed: int, iteration: int, n: int) -> FloatArray:
+    """One number in [0, 1) for each of `n` particles that depends on seed, iteration and particle only."""
+    return np.random.default_rng((seed, iteration, 2)).random(n)

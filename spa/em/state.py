@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -171,10 +171,9 @@ class Sums:
     offset_square: float = 0.0
     log_likelihood: float = 0.0
     pmax: float = 0.0
-    counters: dict[str, float] = field(default_factory=dict)
+    candidates: int = 0
 
     def __add__(self, other: Sums) -> Sums:
-        keys = self.counters.keys() | other.counters.keys()
         return Sums(
             self.data + other.data,
             self.weight + other.weight,
@@ -186,5 +185,5 @@ class Sums:
             self.offset_square + other.offset_square,
             self.log_likelihood + other.log_likelihood,
             self.pmax + other.pmax,
-            {k: self.counters.get(k, 0.0) + other.counters.get(k, 0.0) for k in keys},
+            self.candidates + other.candidates,
         )

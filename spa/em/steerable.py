@@ -62,8 +62,7 @@ class Rings:
     box, kmax : box size and Fourier radius that they serve.
     step : distance of the rings in Fourier pixels.
     points : float32 (2, n_rings * n_angles), (x, y) of the points of all rings, angles 0 to pi.
-    even, odd : float32 (2 * n_orders, n_angles), from the values along a ring to real and imaginary parts of its even
-        (from the real part) and odd (from the imaginary part) orders.
+    n_angles : points on half of a ring.
     norm : float32 (2 * norm_orders - 1, n_angles), the same for |P|^2: order 0, then real parts, imaginary parts.
     bessel : for each order m an orthonormal basis (n_rings, n) of {J_m(2 pi r x / box), x <= radius}.
     """
@@ -73,16 +72,21 @@ class Rings:
     step: float
     n_rings: int
     points: FloatArray
-    even: FloatArray
-    odd: FloatArray
+    n_angles: int
     norm: FloatArray
     bessel: tuple[FloatArray, ...]
     norm_orders: tuple[int, ...]
 
-    @property
-    def n_angles(self) -> int:
-        """Points on half of a ring."""
-        return int(self.even.shape[1])
+    def angular(self, orders: list[int]) -> FloatArray:
+        """From the values along half a ring to the real, then imaginary parts of angular orders of one parity.
+
+        float32 (2 * len(orders), n_angles); even orders come from the real part of the values, odd ones from the
+        imaginary part, since f(theta + pi) = conj f(theta).
+        """
+        angle = np.outer(orders, np.pi * np.arange(self.n_angles) / self.n_angles)
+        odd = orders[0] % 2
+        parts = (np.sin(angle), np.cos(angle)) if odd else (np.cos(angle), -np.sin(angle))
+        return (np.concatenate(parts) / self.n_angles).astype(np.float32)
 
 
 @lru_cache(maxsize=8)
@@ -111,7 +115,6 @@ def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch
         bessel.append(left[:, :kept])
     n_angles = len(bessel) + EXTRA_ANGLES
     theta = np.pi * np.arange(n_angles) / n_angles
-    even, odd = np.arange(0, len(bessel), 2)[:, None] * theta, np.arange(1, len(bessel), 2)[:, None] * theta
     norm_orders = tuple(range(0, min(2 * precision.norm_orders, 2 * EXTRA_ANGLES), 2))
     norm = np.array(norm_orders)[:, None] * theta
     return Rings(
@@ -120,8 +123,7 @@ def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch
         step=step,
         n_rings=n_rings,
         points=np.stack([np.outer(ring, f(theta)).ravel() for f in (np.cos, np.sin)]).astype(np.float32),
-        even=(np.concatenate([np.cos(even), -np.sin(even)]) / n_angles).astype(np.float32),
-        odd=(np.concatenate([np.sin(odd), np.cos(odd)]) / n_angles).astype(np.float32),
+        n_angles=n_angles,
         norm=(np.concatenate([np.cos(norm), -np.sin(norm[1:])]) / n_angles).astype(np.float32),
         bessel=tuple(bessel),
         norm_orders=norm_orders,
@@ -209,11 +211,15 @@ def make_basis(
     interpolation = _lagrange(np.hypot(x, y) / rings.step, rings.n_rings)
     weight = interpolation.T @ np.maximum(mean_weight, 0)
     weight = np.maximum(weight, weight[weight > 0].min() * 0.5)
-    spectra = _ring_spectra(rings, sample)
+    xp = xp_of(sample)
+    spectra = [
+        to_host(_ring_spectra(rings.angular(list(range(parity, len(rings.bessel), 2))), xp.ascontiguousarray(part)))
+        for parity, part in ((0, sample.real), (1, sample.imag))
+    ]
     values, functions, analyses = [], [], []
     for order, bessel in enumerate(rings.bessel):
-        ring = spectra(order)
-        projected = np.concatenate([to_host(ring.real), to_host(ring.imag)]).astype(np.float64) @ bessel
+        ring = spectra[order % 2].reshape(2, -1, len(sample), rings.n_rings)[:, order // 2]
+        projected = ring.reshape(-1, rings.n_rings).astype(np.float64) @ bessel
         gram = bessel.T @ (weight[:, None] * bessel)
         eigenvalue, vector = np.linalg.eigh(gram)
         root = np.sqrt(np.maximum(eigenvalue, eigenvalue.max() * MEAN_WEIGHT_FLOOR))
@@ -272,16 +278,10 @@ def _image_side(
     return rows[0], rows[1], np.concatenate(moments, axis=1).astype(np.float32)
 
 
-def _ring_spectra(rings: Rings, slices: Array) -> Any:
-    """Function order -> complex (n, n_rings), the angular Fourier coefficients of slices (n, n_rings, n_angles)."""
-    even = slices.real @ to_like(rings.even.T, slices)
-    odd = slices.imag @ to_like(rings.odd.T, slices)
-
-    def spectrum(order: int) -> Array:
-        part = odd if order % 2 else even
-        return part[..., order // 2] + np.complex64(1j) * part[..., part.shape[-1] // 2 + order // 2]
-
-    return spectrum
+def _ring_spectra(matrix: FloatArray, values: Array) -> Array:
+    """Products of an angular matrix (n_rows, n_angles) with rings (n, n_rings, n_angles): (n_rows, n, n_rings)."""
+    on_device = to_like(matrix, values)
+    return (on_device @ values.reshape(-1, values.shape[-1]).T).reshape(len(matrix), *values.shape[:-1])
 
 
 def table_rows(basis: Basis, slices: Array) -> tuple[Array, Array]:
@@ -297,17 +297,19 @@ def table_rows(basis: Basis, slices: Array) -> tuple[Array, Array]:
     moments : float32 (n, n_rings * (2 * len(norm_orders) - 1)), those of |P|^2: order 0, then (Re, Im) of each order.
     """
     xp, rings = xp_of(slices), basis.rings
-    spectra = _ring_spectra(rings, slices)
-    real, imag = {}, {}
-    for order, analysis in basis.analysis.items():
-        ring = spectra(order)
-        real[order], imag[order] = ring.real @ analysis, ring.imag @ analysis
-    even, odd = ([m for m in real if m % 2 == parity] for parity in (0, 1))
-    parts = [part[m] for ms in (even, odd) for part in (real, imag) for m in ms]
-    coefficients = xp.concatenate(parts, axis=1).astype(np.float32)
-    power = (slices.real**2 + slices.imag**2) @ to_like(rings.norm.T, slices)
+    real, imag = xp.ascontiguousarray(slices.real), xp.ascontiguousarray(slices.imag)
+    coefficients = xp.empty((len(slices), basis.n_coefficients), np.float32)
+    at = 0
+    for parity, values in enumerate((real, imag)):
+        orders = [m for m in basis.analysis if m % 2 == parity]
+        spectra = _ring_spectra(rings.angular(orders), values)
+        for row, order in enumerate(orders * 2):
+            analysis = basis.analysis[order]
+            xp.matmul(spectra[row], analysis, out=coefficients[:, at : at + analysis.shape[1]])
+            at += analysis.shape[1]
+    power = _ring_spectra(rings.norm, real * real + imag * imag)
     higher = len(rings.norm_orders) - 1
-    moments = [power[..., 0]]
+    moments = [power[0]]
     for j in range(1, higher + 1):
-        moments += [power[..., j], power[..., higher + j]]
-    return coefficients, xp.concatenate(moments, axis=1).astype(np.float32)
+        moments += [power[j], power[higher + j]]
+    return coefficients, xp.concatenate(moments, axis=1)

@@ -11,7 +11,7 @@ from spa.em.expectation import Reference, Step, offset_log_prior, runs
 from spa.em.sampling import Candidates, Level, segment_index
 from spa.em.state import Batch
 from spa.em.steerable import Basis, Rings, table_rows
-from spa.kernels.backend import Array, is_device, to_host, to_like, xp_of
+from spa.kernels.backend import Array, is_device, share_out, to_host, to_like, xp_of
 from spa.kernels.slices import extract_slices
 from spa.kernels.steerable import Survivors, keep_best, new_survivors, shifted_rows, steered_scores
 
@@ -62,10 +62,18 @@ class DirectionTable:
         n_moments = basis.norm_rows.shape[1]
         self.coefficients = xp.empty((len(directions), basis.n_coefficients), np.float32)
         self.moments = xp.empty((len(directions), n_moments), np.float32)
-        for start in range(0, len(directions), RING_CHUNK):
+
+        def fill(start: int) -> None:
             part = slice(start, start + RING_CHUNK)
             rings = ring_slices(reference, level, to_like(directions[part], like), basis.rings)
             self.coefficients[part], self.moments[part] = table_rows(basis, rings)
+
+        chunks = range(0, len(directions), RING_CHUNK)
+        if is_device(like):
+            for start in chunks:
+                fill(start)
+        else:
+            share_out(fill, chunks)
         psi = level.psi(np.arange(level.n_psi))
         angle = psi[:, None] * basis.orders
         self.cosine, self.sine = (to_like(f(angle).astype(np.float32), like) for f in (np.cos, np.sin))
@@ -198,7 +206,9 @@ class DensePass:
         self.order = [to_like(np.concatenate(o), table.coefficients) for o in orders]
         for start in tiles:
             part = slice(start, start + self.tile_directions)
-            self.directions.append([(xp.ascontiguousarray(r[part].T), xp.ascontiguousarray(i[part].T)) for r, i in products])
+            self.directions.append(
+                [(xp.ascontiguousarray(r[part].T), xp.ascontiguousarray(i[part].T)) for r, i in products]
+            )
         orders_of_norm = len(basis.rings.norm_orders)
         n_rings = basis.rings.n_rings
         m = table.moments

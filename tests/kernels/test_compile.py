@@ -7,12 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from spa.kernels import ctf, loader, posterior
+from spa.kernels import ctf, loader, posterior, steerable
 
 DEFINES: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "slices": ((("DIM", "2"),), (("DIM", "3"),)),
     "posterior": (posterior.DEFINES,),
-    "ctf": (ctf.DEFINES,),
+    "ctf": (ctf.DEFINES, ctf.SYMMETRIC_DEFINES),
+    "survivors": tuple(steerable.survivor_defines(n_psi) for n_psi in (6, 12, 24, 48, 96, 192)),
 }
 """The preambles that a kernel file is compiled with; a file not named here needs none."""
 
@@ -46,7 +47,7 @@ def test_compiles_without_spills(capsys, stem, defines, architecture):
     assert len(reports) == loader.source(stem).count('extern "C" __global__'), log
     with capsys.disabled():
         for name, stores, loads, registers in reports:
-            label = " ".join("=".join(pair) for pair in defines)
+            label = " ".join("=".join(pair) for pair in defines if len(pair[1]) < 40)
             print(
                 f"\n  {architecture} {stem}.cu {label} {name}: {registers} registers, {stores}+{loads} bytes spilled",
                 end="",

@@ -52,6 +52,34 @@ def test_values_follow_the_formula(device):
         np.testing.assert_allclose(got[i], want, atol=1e-4)
 
 
+def test_a_symmetric_phase_is_added_to_chi(device):
+    kx, ky = truth.half_plane(BOX // 2 - 1)
+    rng = np.random.default_rng(4)
+    symmetric = rng.uniform(-1, 1, (3, kx.size)).astype(np.float32)
+    group = np.array([2, 0, 1, 2, 0], np.int32)
+    rows = coefficients(*particles())
+    quarter = rows.copy()
+    quarter[:, 5] += np.pi / 2
+    sine, cosine = (evaluate_ctf(r, kx, ky).astype(np.float64) for r in (rows, quarter))
+    turns = 2 * np.pi * symmetric[group].astype(np.float64)
+    got = to_host(evaluate_ctf(*map(device, (rows, kx, ky, symmetric, group))))
+    np.testing.assert_allclose(got, sine * np.cos(turns) + cosine * np.sin(turns), atol=2e-4)
+    none = np.zeros_like(symmetric)
+    same = to_host(evaluate_ctf(*map(device, (rows, kx, ky, none, group))))
+    np.testing.assert_allclose(same, to_host(evaluate_ctf(*map(device, (rows, kx, ky)))), atol=2e-7)
+
+
+def test_wrong_symmetric_phases_are_refused(device):
+    k, rows = device(np.zeros(3, np.float32)), device(np.zeros((2, 9), np.float32))
+    phases, group = device(np.zeros((1, 3), np.float32)), device(np.zeros(2, np.int32))
+    with pytest.raises(ValueError, match="symmetric"):
+        evaluate_ctf(rows, k, k, device(np.zeros((1, 4), np.float32)), group)
+    with pytest.raises(ValueError, match="group"):
+        evaluate_ctf(rows, k, k, phases, device(np.zeros(3, np.int32)))
+    with pytest.raises(TypeError, match="group"):
+        evaluate_ctf(rows, k, k, phases, None)
+
+
 def test_the_origin_holds_the_amplitude_contrast(device):
     zero = device(np.zeros(1, np.float32))
     values = particles()

@@ -1,0 +1,153 @@
+// Shifted images, and scores of listed candidates from the coefficients of directions and of shifted images.
+// Shifts are in fractions of the box, so that kx sx + ky sy counts turns.
+
+#define TILE 4
+#define WARPS (BLOCK / 32)
+
+// One row per block row: image * exp(-2 pi i (kx sx + ky sy)), real and imaginary parts apart.
+extern "C" __global__ void shifted_rows(const float2* __restrict__ images, const float* __restrict__ kx,
+                                        const float* __restrict__ ky, const float2* __restrict__ shifts,
+                                        const int* __restrict__ row_image, const int* __restrict__ row_shift,
+                                        int n_pixels, float* __restrict__ real, float* __restrict__ imag)
+{
+    const int row = blockIdx.x, k = blockIdx.y * BLOCK + threadIdx.x;
+    if (k >= n_pixels)
+        return;
+    const float2 shift = shifts[row_shift[row]], y = images[(size_t)row_image[row] * n_pixels + k];
+    const size_t to = (size_t)row * n_pixels + k;
+    float sine, cosine;
+    sincospif(2.f * (kx[k] * shift.x + ky[k] * shift.y), &sine, &cosine);
+    real[to] = y.x * cosine + y.y * sine;
+    imag[to] = y.y * cosine - y.x * sine;
+}
+
+__device__ __forceinline__ float warp_sum(float value)
+{
+    for (int d = 16; d > 0; d /= 2)
+        value += __shfl_down_sync(0xffffffffu, value, d);
+    return value;
+}
+
+// This thread's share of 1/2 sum W |P|^2 at one in-plane angle: order 0, then (Re, Im) of each higher order.
+__device__ __forceinline__ float norm_share(const float* __restrict__ weights, const float* __restrict__ moments,
+                                            const float* __restrict__ turns, int n_rings, int n_orders)
+{
+    float sum = 0.f;
+    for (int i = threadIdx.x; i < n_rings * ((n_orders + 1) / 2); i += BLOCK) {
+        const int order = i / n_rings, at = order ? (2 * order - 1) * n_rings + i % n_rings : i;
+        const float w = weights[at], m = moments[at];
+        if (order == 0) {
+            sum += turns[0] * w * m;
+        } else {
+            const float v = weights[at + n_rings], l = moments[at + n_rings];
+            sum += turns[2 * order - 1] * (m * w - l * v) + turns[2 * order] * (m * v + l * w);
+        }
+    }
+    return sum;
+}
+
+// turned = floats `begin` to `begin + held` of coefficients * exp(i m psi).
+__device__ __forceinline__ void turn(const float* __restrict__ coefficients, const float* __restrict__ cosine,
+                                     const float* __restrict__ sine, int n, int n_even, int begin, int held,
+                                     float* turned)
+{
+    for (int k = threadIdx.x; k < n; k += BLOCK) {
+        const int real = k < n_even ? k : n_even + k, imag = real + (k < n_even ? n_even : n - n_even);
+        const bool has_real = (unsigned)(real - begin) < (unsigned)held;
+        const bool has_imag = (unsigned)(imag - begin) < (unsigned)held;
+        if (!has_real && !has_imag)
+            continue;
+        const float a = coefficients[real], b = coefficients[imag], c = cosine[k], s = sine[k];
+        if (has_real)
+            turned[real - begin] = a * c - b * s;
+        if (has_imag)
+            turned[imag - begin] = a * s + b * c;
+    }
+}
+
+// Adds the products of one piece of N rows to this lane's sums.
+template <int N>
+__device__ __forceinline__ void add_products(const float2* turned, const float2* const (&row)[TILE], int n_pairs,
+                                             float (&sum)[TILE])
+{
+#pragma unroll 4
+    for (int k = threadIdx.x % 32; k < n_pairs; k += 32) {
+        const float2 p = turned[k];
+#pragma unroll
+        for (int j = 0; j < N; j++) {
+            const float2 b = row[j][k];
+            sum[j] += p.x * b.x + p.y * b.y;
+        }
+    }
+}
+
+// One block per group. The direction is turned once, into shared memory that holds `held` of its 2 n floats (an even
+// number; more are turned piece by piece). Each warp takes up to TILE candidates at a time.
+extern "C" __global__ void __launch_bounds__(BLOCK, 4)
+steered_scores(const float* __restrict__ rows, const int* __restrict__ row_of, const float* __restrict__ norm_rows,
+               const float* __restrict__ coefficients, const float* __restrict__ moments,
+               const int* __restrict__ place, const float* __restrict__ cosine, const float* __restrict__ sine,
+               const float* __restrict__ norm_turns, int n, int n_even, int n_rings, int n_orders, int n_psi,
+               int n_shifts, int held, const int* __restrict__ owner, const long long* __restrict__ orientation,
+               const long long* __restrict__ group_offsets, const int* __restrict__ candidate_shift,
+               float* __restrict__ cross, float* __restrict__ norm)
+{
+    extern __shared__ float2 turned[];
+    __shared__ float partial[WARPS];
+    const int group = blockIdx.x, image = owner[group], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const long long direction = orientation[group] / n_psi;
+    const int psi = (int)(orientation[group] - direction * n_psi), n_moments = n_rings * n_orders;
+    const size_t at = place[direction];
+    const float share = warp_sum(norm_share(norm_rows + (size_t)image * n_moments, moments + at * n_moments,
+                                            norm_turns + psi * n_orders, n_rings, n_orders));
+    if (lane == 0)
+        partial[warp] = share;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+        float total = 0.f;
+        for (int w = 0; w < WARPS; w++)
+            total += partial[w];
+        norm[group] = total;
+    }
+
+    const long long last = group_offsets[group + 1];
+    bool ready = false;
+    for (long long first = group_offsets[group]; first < last; first += TILE * WARPS) {
+        const int n_left = (int)min(last - first, (long long)TILE * WARPS);
+        const int n_mine = warp < n_left ? (n_left - warp + WARPS - 1) / WARPS : 0;
+        const float2* row[TILE];
+        float sum[TILE];
+#pragma unroll
+        for (int j = 0; j < TILE; j++) {
+            const int shift = candidate_shift[first + (j < n_mine ? warp + j * WARPS : 0)];
+            row[j] = (const float2*)(rows + (size_t)row_of[(size_t)image * n_shifts + shift] * (2 * n));
+            sum[j] = 0.f;
+        }
+        for (int begin = 0; begin < 2 * n; begin += held) {
+            if (!ready) {
+                __syncthreads();
+                turn(coefficients + at * (2 * n), cosine + (size_t)psi * n, sine + (size_t)psi * n, n, n_even, begin,
+                     held, (float*)turned);
+                __syncthreads();
+                ready = held == 2 * n;
+            }
+            const int n_pairs = min(held, 2 * n - begin) / 2;
+            if (n_mine == 4)
+                add_products<4>(turned, row, n_pairs, sum);
+            else if (n_mine == 3)
+                add_products<3>(turned, row, n_pairs, sum);
+            else if (n_mine == 2)
+                add_products<2>(turned, row, n_pairs, sum);
+            else if (n_mine == 1)
+                add_products<1>(turned, row, n_pairs, sum);
+#pragma unroll
+            for (int j = 0; j < TILE; j++)
+                row[j] += held / 2;
+        }
+        for (int j = 0; j < n_mine; j++) {
+            const float total = warp_sum(sum[j]);
+            if (lane == 0)
+                cross[first + warp + j * WARPS] = total;
+        }
+    }
+}

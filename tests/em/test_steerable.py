@@ -1,0 +1,163 @@
+"""Steerable likelihoods against slices summed in float64 from the map itself, and the properties of rings and bases."""
+
+from __future__ import annotations
+
+import dataclasses
+from functools import cache
+
+import numpy as np
+import pytest
+from scipy.spatial.transform import Rotation
+
+from spa import healpix
+from spa.em.steerable import STRICT, Basis, Precision, Rings, make_basis, make_rings, table_rows
+from spa.em.tables import norm_turns
+from spa.fourier import reference_transform
+from spa.grids import half_plane
+from spa.kernels.slices import extract_slices
+from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.mask import soft_sphere
+
+BOX, KMAX, RADIUS, SOFT_EDGE = 32, 13, 8.0, 3.0
+N_DIRECTIONS, N_PSI, N_SHIFTS = 4, 6, 3
+LEVELS = {"default": Precision(), "strict": STRICT}
+
+
+class Problem:
+    """A masked random map, images of it with astigmatic CTFs and coloured noise, poses and their exact likelihoods."""
+
+    def __init__(self) -> None:
+        rng = np.random.default_rng(0)
+        grid = np.fft.fftfreq(BOX)
+        squared = sum(g**2 for g in np.meshgrid(grid, grid, grid))
+        noise = np.fft.ifftn(np.fft.fftn(rng.standard_normal((BOX,) * 3)) * np.exp(-8 * squared)).real
+        self.volume = (noise * soft_sphere(BOX, RADIUS, SOFT_EDGE)).astype(np.float32)
+        half = int(RADIUS + SOFT_EDGE) + 1
+        inner = slice(BOX // 2 - half, BOX // 2 + half + 1)
+        self.inside, self.grid = self.volume[inner, inner, inner].astype(np.float64), np.arange(-half, half + 1)
+        self.pixels = half_plane(BOX, KMAX)
+        self.kx, self.ky = (np.asarray(k, np.float64) for k in (self.pixels.kx, self.pixels.ky))
+        self.frames = Rotation.random(N_DIRECTIONS, random_state=1).as_matrix()
+        self.psi = rng.uniform(0, 2 * np.pi, N_PSI)
+        self.shifts = rng.uniform(-3, 3, (N_SHIFTS, 2)).astype(np.float32)
+        poses = [turned(frame, psi) for frame in self.frames for psi in self.psi]
+        slices = np.stack([self.slice(pose, self.kx, self.ky) for pose in poses])
+        self.exact_slices, self.poses = slices.reshape(N_DIRECTIONS, N_PSI, -1), np.stack(poses)
+        truth = self.exact_slices[0, 0]
+        r, theta = np.hypot(self.kx, self.ky), np.arctan2(self.ky, self.kx)
+        ctf = [np.sin(0.05 * r**2 * (1 + a * np.cos(2 * (theta - t))) + 0.1) for a, t in ((0.03, 0.4), (0.06, 2.0))]
+        sigma2 = 1 + 4 * np.exp(-r / 4)
+        power = 0.5 * np.mean([np.sum(c**2 / sigma2 * np.abs(truth) ** 2) for c in ctf])
+        self.weights = np.stack([c**2 / sigma2 for c in ctf]) * 400 / power
+        noise = rng.standard_normal((2, *self.weights.shape)) / np.sqrt(1)
+        self.images = self.weights * truth + np.sqrt(self.weights) * (noise[0] + 1j * noise[1])
+        self.transform = reference_transform(self.volume, 2, BOX // 2 - 1)[None]
+
+    def slice(self, frame: np.ndarray, x: np.ndarray, y: np.ndarray) -> np.ndarray:
+        """The slice at (x, y): a direct Fourier sum over the map in float64."""
+        points = np.outer(x, frame[0]) + np.outer(y, frame[1])
+        ex, ey, ez = (np.exp(-2j * np.pi / BOX * np.outer(self.grid, p)) for p in points.T)
+        n = len(self.grid)
+        lines = (self.inside.reshape(n * n, n) @ ex).reshape(n, n, -1)
+        return np.einsum("zk,zk->k", np.einsum("zyk,yk->zk", lines, ey), ez)
+
+    def scores(self, slices: np.ndarray) -> np.ndarray:
+        """Log-likelihoods cross - norm (image, direction, psi, shift) from slices (direction, psi, pixel)."""
+        k = np.stack([self.kx, self.ky])
+        moved = self.images[:, None] * np.exp(-2j * np.pi / BOX * (self.shifts @ k))
+        cross = np.einsum("isk,dpk->idps", moved.conj(), slices).real
+        return cross - 0.5 * np.einsum("ik,dpk->idp", self.weights, np.abs(slices) ** 2)[..., None]
+
+    def rings_of(self, frames: np.ndarray, rings: Rings, exact: bool) -> np.ndarray:
+        if exact:
+            values = [self.slice(frame, *rings.points.astype(np.float64)) for frame in frames]
+            return np.stack(values).reshape(len(frames), rings.n_rings, -1).astype(np.complex64)
+        classes = np.zeros(len(frames), np.int32)
+        values = extract_slices(self.transform, classes, frames.astype(np.float32), *rings.points, 2)
+        return values.reshape(len(frames), rings.n_rings, -1)
+
+    def steered(self, basis: Basis, exact: bool) -> np.ndarray:
+        """The same log-likelihoods from coefficients."""
+        coefficients, moments = table_rows(basis, self.rings_of(self.frames, basis.rings, exact))
+        row_image, row_shift = (a.ravel().astype(np.int32) for a in np.mgrid[:2, :N_SHIFTS])
+        pixels = (np.asarray(k, np.float32) for k in (self.kx, self.ky))
+        parts = shifted_rows(self.images.astype(np.complex64), *pixels, self.shifts, row_image, row_shift, BOX)
+        n_groups = N_DIRECTIONS * N_PSI
+        angle = self.psi[:, None] * basis.orders
+        cross, norm = steered_scores(
+            basis.rows(*parts),
+            np.arange(2 * N_SHIFTS, dtype=np.int32).reshape(2, N_SHIFTS),
+            self.weights.astype(np.float32) @ basis.norm_rows,
+            coefficients,
+            moments,
+            np.arange(N_DIRECTIONS, dtype=np.int32),
+            np.cos(angle).astype(np.float32),
+            np.sin(angle).astype(np.float32),
+            norm_turns(basis.rings, self.psi),
+            basis.n_even,
+            np.arange(3) * n_groups,
+            np.tile(np.arange(n_groups), 2),
+            np.arange(2 * n_groups + 1) * N_SHIFTS,
+            np.tile(np.arange(N_SHIFTS, dtype=np.int32), 2 * n_groups),
+        )
+        score = cross.reshape(2, N_DIRECTIONS, N_PSI, N_SHIFTS).astype(np.float64)
+        return score - norm.reshape(2, N_DIRECTIONS, N_PSI, 1)
+
+
+def turned(frame: np.ndarray, psi: float) -> np.ndarray:
+    c, s = np.cos(psi), np.sin(psi)
+    return np.stack([c * frame[0] + s * frame[1], c * frame[1] - s * frame[0], frame[2]])
+
+
+@cache
+def the_problem() -> Problem:
+    return Problem()
+
+
+@cache
+def the_basis(level: str, exact: bool, kmax: int = KMAX) -> Basis:
+    problem, precision = the_problem(), LEVELS[level]
+    rings = make_rings(BOX, kmax, RADIUS + SOFT_EDGE, precision)
+    sample = problem.rings_of(healpix.frames(1), rings, exact)
+    n = len(half_plane(BOX, kmax))
+    mean_weight = problem.weights[:, :n].mean(0)
+    return make_basis(rings, problem.kx[:n], problem.ky[:n], sample, mean_weight, precision.tolerance)
+
+
+def error_of(scores: np.ndarray, exact: np.ndarray) -> float:
+    """Standard deviation of what scores miss, per image: a constant does not matter."""
+    return float((scores - exact).reshape(len(exact), -1).std(axis=1).max())
+
+
+def test_the_problem_is_of_realistic_size():
+    problem = the_problem()
+    scores = problem.scores(problem.exact_slices)
+    assert 200 < np.ptp(scores.reshape(2, -1), axis=1).min() < 5000
+
+
+@pytest.mark.parametrize(("level", "allowed"), [("default", 0.05), ("strict", 0.005)])
+def test_exact_rings_give_the_exact_likelihood(level, allowed):
+    problem = the_problem()
+    error = error_of(problem.steered(the_basis(level, True), True), problem.scores(problem.exact_slices))
+    assert error <= allowed
+
+
+def test_trilinear_rings_are_not_worse_than_trilinear_slices():
+    problem = the_problem()
+    exact = problem.scores(problem.exact_slices)
+    poses = problem.poses.astype(np.float32)
+    pixels = (np.asarray(k, np.float32) for k in (problem.kx, problem.ky))
+    slices = extract_slices(problem.transform, np.zeros(len(poses), np.int32), poses, *pixels, 2)
+    of_slices = error_of(problem.scores(slices.reshape(problem.exact_slices.shape).astype(np.complex128)), exact)
+    of_rings = error_of(problem.steered(the_basis("default", False), False), exact)
+    assert of_rings <= 0.1
+    assert of_rings <= of_slices
+if __name__ == "__main__":
+    p = the_problem(); ex = p.scores(p.exact_slices); import time
+    print(np.ptp(ex.reshape(2, -1), axis=1), ex.max())
+    for l in LEVELS:
+        for e in (True, False):
+            t=time.time(); b=the_basis(l,e); print(l,e,len(b.orders), sum(x.shape[1] for x in b.rings.bessel), error_of(p.steered(b,e),ex), time.time()-t)
+    poses = p.poses.astype(np.float32)
+    slices = extract_slices(p.transform, np.zeros(len(poses), np.int32), poses, p.kx.astype('f4'),p.ky.astype('f4'), 2)
+    print('trilinear', error_of(p.scores(slices.reshape(p.exact_slices.shape).astype(complex)),ex))
