@@ -19,14 +19,15 @@ BLOCK = 256
 """Threads per block of every kernel."""
 
 
-def cpu_kernel(function: FunctionType) -> Callable[..., Any]:
+def cpu_kernel(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile the CPU twin of a kernel; its `prange` runs on the threads set for the calling thread.
 
     With one thread the loop is an ordinary one, so that several callers may each run their own at the same time:
     Numba's thread pools serve one parallel loop after the other.
     """
     # Numba's cache tells functions apart by name, not by options
-    parts = function.__code__, function.__globals__, f"{function.__name__}_serial"
+    plain: Any = function
+    parts = plain.__code__, plain.__globals__, f"{function.__name__}_serial"
     alone = FunctionType(*parts)
     alone.__qualname__, alone.__module__ = parts[2], function.__module__
     serial = njit(cache=True, nogil=True, fastmath=RELAXED)(alone)

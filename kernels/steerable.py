@@ -290,9 +290,8 @@ def _keep_best_cpu(  # type: ignore[no-untyped-def]
         for s in range(cosine_even.shape[0]):
             psi[0], psi[1], psi[2], psi[3] = s, half - s, n_psi - s, half + s
             # s = 0 and, where n_psi divides by 4, s = n_psi / 4 are their own mirrors
-            used = (1, 1, s > 0, s > 0)
-            if 2 * s == half:
-                used = (1, 0, 1, 0)
+            own = 2 * s != half
+            used = (True, own, s > 0, own and s > 0)
             n0, n1 = norm[i, s], norm[i, (half - s) % half]
             for t in range(n_shifts):
                 row = i * n_shifts + t

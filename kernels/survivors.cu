@@ -7,7 +7,7 @@
 #define N_EVEN (N_PSI / 4 + 1)
 #define N_ODD (HALF + 1 - N_EVEN)
 #define ALL 0xffffffffu
-constexpr int STEPS = N_EVEN < 13 ? N_EVEN : 13;  // angles of the first quarter whose sums a thread holds at once
+constexpr int STEPS = N_EVEN < 13 ? N_EVEN : N_PSI <= 96 ? 13 : 7;  // angles whose sums a thread holds at once
 constexpr int UNROLLED = N_PSI <= 96 ? N_EVEN : 1;
 
 __constant__ float2 turns[N_PSI] = {TURNS};

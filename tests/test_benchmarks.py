@@ -20,7 +20,9 @@ from benchmarks.jobs.sizes import Quality, Row, growth, text
 def row(box: int, milliseconds: float, exhaustive: Quality | None = None) -> Row:
     """A case of 100 particles and 10 iterations at a cost."""
     found = Quality(2.0, 0.99, 0.5, 8.0, 8.5, 10)
-    return Row(Case("phantom", box, 0.1, 100), 128 / box, Cost(milliseconds, milliseconds, 1.0), found, exhaustive)
+    return Row(
+        Case("phantom", box, 0.1, 100), 128 / box, Cost(milliseconds, milliseconds, 1.0), found, "abc", exhaustive
+    )
 
 
 def test_growth_finds_the_planted_exponent() -> None:

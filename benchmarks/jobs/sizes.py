@@ -8,7 +8,7 @@ search of the same data (benchmarks/jobs/exhaustive.py): our median angular erro
 stays behind at FSC = 0.5 to the truth, and what it costs.
 
 Results are kept in DIR/sizes.jsonl case by case; the same command goes on after them. --save also keeps the table in
-benchmarks/results.
+benchmarks/results: sizes_quick_cpu.txt of --quick, else sizes_cpu.txt. A + behind a commit: the program had changes.
 """
 
 from __future__ import annotations
@@ -56,6 +56,7 @@ COLUMNS = {
     "angle ratio": lambda row: f"{row.angle_ratio:.2f}" if row.exhaustive else "",
     "shells behind": lambda row: f"{row.shells_behind}" if row.exhaustive else "",
     "exh. CPU s": lambda row: f"{row.exhaustive_cost.cpu_seconds:.0f}" if row.exhaustive_cost else "",
+    "commit": lambda row: row.commit.removeprefix("commit ").replace(" with changes", "+"),
 }
 
 
@@ -79,6 +80,7 @@ class Row:
     pixel_size: float
     cost: Cost
     quality: Quality
+    commit: str
     exhaustive: Quality | None = None
     exhaustive_cost: Cost | None = None
 
@@ -135,7 +137,10 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=0, help="minutes that one refinement may take (default: any)")
     parser.add_argument("--o", type=Path, help="folder of the results, kept (default: a temporary one)")
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results")
-    return parser.parse_args()
+    arguments = parser.parse_args()
+    if arguments.save and arguments.only and not arguments.o:
+        parser.error("--save with --only needs the --o that holds the other cases of the table")
+    return arguments
 
 
 def run_cases(cases: tuple[Case, ...], arguments: argparse.Namespace, folder: Path) -> None:
@@ -188,7 +193,7 @@ def run_case(case: Case, arguments: argparse.Namespace, folder: Path) -> Row:
         cost = measured([*program, *flags, "--o", str(rootname)], limit=60 * arguments.limit)
         return cost, quality(case, rootname, data, CIRCLE * diameter)
 
-    row = Row(case, pixel_size, *refine((*SPA, "refine3d"), "Refine3D"))
+    row = Row(case, pixel_size, *refine((*SPA, "refine3d"), "Refine3D"), report.commit())
     if case.exhaustive:
         try:
             cost, best = refine(EXHAUSTIVE, "Exhaustive")

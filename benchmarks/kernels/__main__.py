@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 import platform
 import time
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.kernels.cases import cases
+from benchmarks.kernels.steerable import steerable_cases
 from spa.kernels import backend
 
 _HEADER = ("kernel", "size", "time", "GFLOP/s", "of sgemm", "GB/s", "of copy", "NumPy peer")
@@ -50,7 +52,7 @@ def table(device: str) -> str:
     synchronise = (lambda: None) if device == "cpu" else backend.cupy.cuda.Device().synchronize
     flops, bandwidth = ceilings(xp, synchronise)
     rows = [_HEADER]
-    for case in cases(put):
+    for case in itertools.chain(cases(put), steerable_cases(put)):
         seconds = best_time(case.run, synchronise)
         peer = best_time(case.peer, lambda: None, 0.1) / case.peer_share
         gflops, gbytes = 1e-9 * case.flops / seconds, 1e-9 * case.traffic / seconds

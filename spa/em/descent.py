@@ -34,20 +34,29 @@ class Descent:
     memory : bytes that the working arrays of one batch may take.
     table_memory : bytes that the tables of all levels may take.
     n_images : images that will be searched, which tells whether a table pays.
+    stretch : how much further out than its pixels an image may sample a slice (see `Preparer.stretch`).
 
     Notes
     -----
-    `prepare` makes the tables, level by level, from what the first batch asks for; from then on batches may be run from
+    The first batch makes the tables, level by level, from what it asks for; from then on batches may be run from
     several threads.
     """
 
     def __init__(
-        self, reference: Reference, step: Step, search: Search, memory: int, table_memory: int, n_images: int
+        self,
+        reference: Reference,
+        step: Step,
+        search: Search,
+        memory: int,
+        table_memory: int,
+        n_images: int,
+        stretch: float = 1.0,
     ) -> None:
         self.reference = reference
         self.step = step
         self.search = search
         self.memory = memory
+        self._stretch = stretch
         self._table_memory = table_memory
         self._n_images = n_images
         self._tables: dict[int, DirectionTable | None] = {}
@@ -100,10 +109,10 @@ class Descent:
     def _table(self, depth: int, batch: Batch, candidates: Candidates) -> DirectionTable | None:
         """The table of a level, where it fits into memory and costs less than slices would."""
         level = self.step.levels[depth]
-        rings = self._rings(level.kmax, batch)
+        rings = self._rings(level.kmax, batch.pixels.box_size)
         directions = self._directions(level)
         share = self._n_images / len(batch)
-        if not steerable_pays(rings, level, len(directions), candidates, share, self._radius_of_transform()):
+        if not steerable_pays(rings, level, len(directions), candidates, share, self.reference.transform.shape[-1]):
             return None
         basis = self._basis(level.kmax, batch)
         needed = DirectionTable.size(len(directions), basis)
@@ -112,9 +121,6 @@ class Descent:
         self._table_memory -= needed
         return DirectionTable(self.reference, level, directions, basis, batch.magnification)
 
-    def _radius_of_transform(self) -> int:
-        return int(self.reference.transform.shape[-1])
-
     def _directions(self, level: Level) -> np.ndarray[Any, np.dtype[np.int64]]:
         """The directions of a level that a search can come to: those below the first level's, of every class."""
         first = self.step.levels[0]
@@ -122,17 +128,13 @@ class Descent:
         ratio = level.n_directions // first.n_directions
         return (top[:, None] * ratio + np.arange(ratio)).ravel()
 
-    def _rings(self, kmax: int, batch: Batch) -> Rings:
-        n = batch.pixels.prefix(kmax)
-        furthest = float(np.hypot(to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])).max())
-        stretch = max(1.0, np.ceil(50 * furthest / (kmax + 0.5)) / 50)
-        box = batch.pixels.box_size
-        return make_rings(box, kmax, self.reference.radius, self.search.precision, stretch)
+    def _rings(self, kmax: int, box: int) -> Rings:
+        return make_rings(box, kmax, self.reference.radius, self.search.precision, self._stretch)
 
     def _basis(self, kmax: int, batch: Batch) -> Basis:
         """The basis of all levels with this kmax."""
         if kmax not in self._bases:
-            rings = self._rings(kmax, batch)
+            rings = self._rings(kmax, batch.pixels.box_size)
             level = make_level(BASIS_ORDER, 1.0, 1, kmax, np.eye(3), BASIS_ORDER)
             directions = to_like(np.arange(len(self.reference.transform) * level.n_directions), batch.scored)
             sample = ring_slices(self.reference, level, directions, rings)
@@ -168,7 +170,8 @@ class Descent:
                 batch.magnification,
             )
             self._dense = DensePass(table, self.reference)
-        found = self._dense.run(batch, step, search.dense_cap)
+        per_image = len(step.dense_orientations) * len(step.dense_shifts)
+        found = self._dense.run(batch, step, min(search.dense_cap or per_image, per_image))
         width = int(found.counts.max())
         used = xp.arange(width) < found.counts[:, None]
         values, codes = found.values[:, :width][used], found.codes[:, :width][used].astype(np.int64)
@@ -178,7 +181,6 @@ class Descent:
         tempered = values * self._temperature(values[best], 0)[image]
         chosen = posterior(tempered, ends, search.mass, 1.0, search.dense_cap)
         kept = tempered >= chosen.threshold[image]
-        per_image = len(step.dense_orientations) * len(step.dense_shifts)
         flat = xp.sort(image[kept] * per_image + codes[kept])
         orientations = to_like(step.dense_orientations, batch.scored)
         return from_dense(flat, orientations, len(batch), to_like(step.dense_shifts, batch.scored))

@@ -99,7 +99,7 @@ class Engine:
         )
         available = device_memory(self.device) or host_memory()
         memory = int(options.mem * 2**30) or available // 2
-        self.sweep = Sweep(inputs, self.prepare, self.search, options.pad, memory, job, self.device)
+        self.sweep = Sweep(inputs, self.prepare, self.search, options.pad, memory, job.check_abort, self.device)
         self.poses = inputs.first_poses()
         if not options.norm:
             self.poses.norm[:] = 1

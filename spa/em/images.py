@@ -11,7 +11,7 @@ from spa.aberrations import Aberrations, PixelAberrations
 from spa.em.state import Batch, FloatArray, Poses
 from spa.fourier import forward, gather, inverse, phase_factors, scatter, shift
 from spa.grids import FourierPixels, half_plane, rfft_shells
-from spa.kernels.backend import Array, to_device, xp_of
+from spa.kernels.backend import Array, to_device, to_host, xp_of
 from spa.kernels.ctf import evaluate_ctf
 
 
@@ -56,6 +56,13 @@ class Preparer:
         self.mask = None if mask is None else to_device(mask, device)
         groups_of_optics = aberrations or [Aberrations()] * (1 + int(np.max(optics, initial=0)))
         self.aberrations = PixelAberrations(groups_of_optics, self.kx, self.ky, box * pixel_size)
+
+    @property
+    def stretch(self) -> float:
+        """Radius at which slices are sampled over the radius of the pixel, at most; 1 without magnification."""
+        radius = np.hypot(self.pixels.kx, self.pixels.ky)
+        sampled = [np.hypot(to_host(x), to_host(y)) / radius for x, y in self.aberrations.slices]
+        return float(np.max(sampled))
 
     def batch(
         self,

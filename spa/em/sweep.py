@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -18,7 +18,6 @@ from spa.em.inputs import Inputs
 from spa.em.maximisation import Estimates, accumulate, new_sums
 from spa.em.settings import Search
 from spa.em.state import FloatArray, Poses, Sums
-from spa.job import Job
 from spa.kernels.backend import one_thread, threads, use_device
 
 Indices: TypeAlias = np.ndarray[Any, np.dtype[np.int64]]
@@ -37,6 +36,7 @@ class Sweep:
     Attributes
     ----------
     memory : bytes that the run may use: half of it for tables, an eighth for the working arrays of all threads.
+    check_abort : called after each batch; raises when the job shall end.
     """
 
     inputs: Inputs
@@ -44,7 +44,7 @@ class Sweep:
     search: Search
     padding: int
     memory: int
-    job: Job
+    check_abort: Callable[[], None]
     device: int | None
 
     @property
@@ -83,7 +83,7 @@ class Sweep:
         """
         n_lanes = self._lanes(step.kmax)
         memory = self.memory // 8 // n_lanes
-        descent = Descent(reference, step, self.search, memory, self.memory // 2, len(indices))
+        descent = Descent(reference, step, self.search, memory, self.memory // 2, len(indices), self.prepare.stretch)
         sums = [self._new_sums(reference, step) for _ in range(n_lanes)]
 
         def work(lane: int, part: Indices, images: Images) -> tuple[Indices, Estimates, int]:
@@ -101,7 +101,7 @@ class Sweep:
             sums[0].candidates += scored
             if bar is not None:
                 bar.update(len(part))
-            self.job.check_abort()
+            self.check_abort()
         return sum(sums[1:], sums[0]), estimates
 
     def _in_order(self, work: Any, batches: Iterator[tuple[Indices, Images]], n_lanes: int) -> Iterator[Any]:

@@ -196,7 +196,8 @@ class DensePass:
                 orders[parity].extend([local, local + half])
                 self.columns[parity].append(slice(at, at + 2 * len(mine)))
                 at += 2 * len(mine)
-                p, s = turned[:, mine], sign[mine]
+                chosen = to_like(mine, turned)
+                p, s = turned[:, chosen], sign[chosen]
                 products.append(
                     (
                         xp.concatenate([p.real, p.imag], axis=1),

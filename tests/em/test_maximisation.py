@@ -5,7 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spa.em.expectation import Descent, Reference, Scores, Step
+from spa.em.descent import Descent
+from spa.em.expectation import Reference, Scores, Step
 from spa.em.images import Preparer
 from spa.em.maximisation import accumulate, new_sums, noise_spectra, reconstruct_halves
 from spa.em.sampling import Candidates, make_level
@@ -18,6 +19,7 @@ from spa.reconstruct import solve
 from tests.em import tiny
 
 BOX, PADDING, KMAX = 16, 2, 6
+CORNER = np.sqrt(3) * BOX / 2
 EVERYTHING = Search(mass=1 - 1e-12, temperature=1e-6, dense_cap=0, level_cap=0, insertion_mass=1.0, insertion_cap=0)
 
 
@@ -30,8 +32,9 @@ def em_pass(data: tiny.Data, volume: np.ndarray, levels: tuple, search: Search) 
     first = levels[0]
     orientations = np.arange(first.n_directions * first.n_psi, dtype=np.int64)
     step = Step(levels, False, orientations, np.arange(first.n_offsets**2, dtype=np.int32), False, 2.0, KMAX, KMAX)
-    reference = Reference(reference_transform(volume, PADDING, BOX // 2 - 1)[None], PADDING, np.zeros(1, np.float32))
-    scores = Descent(reference, step, search, 10**9).run(batch, np.tile(np.eye(3), (n, 1, 1)))
+    transform = reference_transform(volume, PADDING, BOX // 2 - 1)[None]
+    reference = Reference(transform, PADDING, np.zeros(1, np.float32), CORNER)
+    scores = Descent(reference, step, search, 10**9, 10**9, n).run(batch, np.tile(np.eye(3), (n, 1, 1)))
     sums = new_sums(1, 1, 1, BOX, PADDING, KMAX, prepare.kx)
     uniform = np.random.default_rng(0).random(n)
     accumulate(sums, batch, scores, reference, step, search, np.zeros(n, int), np.zeros(n, int), uniform, 10**9)
@@ -78,7 +81,7 @@ def true_pose_scores(data: tiny.Data, level_shift: int = 0) -> tuple:
 def test_noise_variance_comes_out_as_planted() -> None:
     data = tiny.simulate(400, BOX, snr=0.5, seed=6)
     batch, scores, step = true_pose_scores(data)
-    reference = Reference(reference_transform(data.volume, 3, BOX // 2 - 1)[None], 3, np.zeros(1, np.float32))
+    reference = Reference(reference_transform(data.volume, 3, BOX // 2 - 1)[None], 3, np.zeros(1, np.float32), CORNER)
     sums = new_sums(1, 1, 2, BOX, 3, KMAX, batch.kx)
     groups = np.arange(400) % 2
     estimates = accumulate(
@@ -96,7 +99,7 @@ def test_signal_sums_measure_the_intensity_of_each_group() -> None:
     clean = tiny.simulate(400, BOX, snr=1e9, seed=7).images
     data.images[strong] += 0.5 * clean[strong]
     batch, scores, step = true_pose_scores(data)
-    reference = Reference(reference_transform(data.volume, 3, BOX // 2 - 1)[None], 3, np.zeros(1, np.float32))
+    reference = Reference(reference_transform(data.volume, 3, BOX // 2 - 1)[None], 3, np.zeros(1, np.float32), CORNER)
     sums = new_sums(1, 1, 2, BOX, 3, KMAX, batch.kx)
     accumulate(
         sums, batch, scores, reference, step, Search(), np.zeros(400, int), strong.astype(int), np.full(400, 0.5), 10**9
@@ -109,7 +112,7 @@ def half_sums(data: tiny.Data, seed: int) -> Sums:
     batch, scores, step = true_pose_scores(data)
     n = len(data.images)
     reference = Reference(
-        reference_transform(data.volume, PADDING, BOX // 2 - 1)[None], PADDING, np.zeros(1, np.float32)
+        reference_transform(data.volume, PADDING, BOX // 2 - 1)[None], PADDING, np.zeros(1, np.float32), CORNER
     )
     sums = new_sums(1, 1, 2, BOX, PADDING, KMAX, batch.kx)
     accumulate(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from functools import cache
 
 import numpy as np
@@ -18,7 +17,7 @@ from spa.kernels.slices import extract_slices
 from spa.kernels.steerable import shifted_rows, steered_scores
 from spa.mask import soft_sphere
 
-BOX, KMAX, RADIUS, SOFT_EDGE = 32, 13, 8.0, 3.0
+BOX, KMAX, RADIUS, SOFT_EDGE = 32, 13, 5.0, 3.0
 N_DIRECTIONS, N_PSI, N_SHIFTS = 4, 6, 3
 LEVELS = {"default": Precision(), "strict": STRICT}
 
@@ -30,7 +29,7 @@ class Problem:
         rng = np.random.default_rng(0)
         grid = np.fft.fftfreq(BOX)
         squared = sum(g**2 for g in np.meshgrid(grid, grid, grid))
-        noise = np.fft.ifftn(np.fft.fftn(rng.standard_normal((BOX,) * 3)) * np.exp(-8 * squared)).real
+        noise = np.fft.ifftn(np.fft.fftn(rng.standard_normal((BOX,) * 3)) * np.exp(-60 * squared)).real
         self.volume = (noise * soft_sphere(BOX, RADIUS, SOFT_EDGE)).astype(np.float32)
         half = int(RADIUS + SOFT_EDGE) + 1
         inner = slice(BOX // 2 - half, BOX // 2 + half + 1)
@@ -48,8 +47,8 @@ class Problem:
         ctf = [np.sin(0.05 * r**2 * (1 + a * np.cos(2 * (theta - t))) + 0.1) for a, t in ((0.03, 0.4), (0.06, 2.0))]
         sigma2 = 1 + 4 * np.exp(-r / 4)
         power = 0.5 * np.mean([np.sum(c**2 / sigma2 * np.abs(truth) ** 2) for c in ctf])
-        self.weights = np.stack([c**2 / sigma2 for c in ctf]) * 400 / power
-        noise = rng.standard_normal((2, *self.weights.shape)) / np.sqrt(1)
+        self.weights = np.stack([c**2 / sigma2 for c in ctf]) * 100 / power
+        noise = rng.standard_normal((2, *self.weights.shape))
         self.images = self.weights * truth + np.sqrt(self.weights) * (noise[0] + 1j * noise[1])
         self.transform = reference_transform(self.volume, 2, BOX // 2 - 1)[None]
 
@@ -132,17 +131,18 @@ def error_of(scores: np.ndarray, exact: np.ndarray) -> float:
 def test_the_problem_is_of_realistic_size():
     problem = the_problem()
     scores = problem.scores(problem.exact_slices)
-    assert 200 < np.ptp(scores.reshape(2, -1), axis=1).min() < 5000
+    assert 200 < np.ptp(scores.reshape(2, -1), axis=1).min() < 2000
 
 
-@pytest.mark.parametrize(("level", "allowed"), [("default", 0.05), ("strict", 0.005)])
+@pytest.mark.parametrize(("level", "allowed"), [("default", 0.075), ("strict", 0.005)])
 def test_exact_rings_give_the_exact_likelihood(level, allowed):
+    """The default may err by its tolerance and by what the norm's higher orders, left out, amount to."""
     problem = the_problem()
     error = error_of(problem.steered(the_basis(level, True), True), problem.scores(problem.exact_slices))
     assert error <= allowed
 
 
-def test_trilinear_rings_are_not_worse_than_trilinear_slices():
+def test_trilinear_rings_are_closer_than_trilinear_slices():
     problem = the_problem()
     exact = problem.scores(problem.exact_slices)
     poses = problem.poses.astype(np.float32)
@@ -150,14 +150,77 @@ def test_trilinear_rings_are_not_worse_than_trilinear_slices():
     slices = extract_slices(problem.transform, np.zeros(len(poses), np.int32), poses, *pixels, 2)
     of_slices = error_of(problem.scores(slices.reshape(problem.exact_slices.shape).astype(np.complex128)), exact)
     of_rings = error_of(problem.steered(the_basis("default", False), False), exact)
-    assert of_rings <= 0.1
-    assert of_rings <= of_slices
-if __name__ == "__main__":
-    p = the_problem(); ex = p.scores(p.exact_slices); import time
-    print(np.ptp(ex.reshape(2, -1), axis=1), ex.max())
-    for l in LEVELS:
-        for e in (True, False):
-            t=time.time(); b=the_basis(l,e); print(l,e,len(b.orders), sum(x.shape[1] for x in b.rings.bessel), error_of(p.steered(b,e),ex), time.time()-t)
-    poses = p.poses.astype(np.float32)
-    slices = extract_slices(p.transform, np.zeros(len(poses), np.int32), poses, p.kx.astype('f4'),p.ky.astype('f4'), 2)
-    print('trilinear', error_of(p.scores(slices.reshape(p.exact_slices.shape).astype(complex)),ex))
+    assert of_rings <= 0.5 * of_slices
+
+
+def test_an_image_of_the_half_plane_has_the_coefficients_of_the_whole():
+    """Coefficients are sums over all pixels of Y u exp(-i m theta), with half of each Friedel pair given."""
+    problem, basis = the_problem(), the_basis("default", True)
+    kx, ky = (np.concatenate([k, -k]) for k in (problem.kx, problem.ky))
+    image = np.concatenate([problem.images[0], problem.images[0].conj()])
+    whole = basis.sampled_at(kx, ky)
+    u, angles = radial_functions(whole, np.hypot(kx, ky)), np.arctan2(ky, kx)
+    want = np.einsum("k,kn,kn->n", image, u, np.exp(-1j * angles[:, None] * basis.orders))
+    want[basis.orders == 0] *= 0.5
+    parts = (np.ascontiguousarray(a[None], np.float32) for a in (problem.images[0].real, problem.images[0].imag))
+    row = basis.rows(*parts)[0].astype(np.float64)
+    n_even, n_odd = basis.n_even, len(basis.orders) - basis.n_even
+    got = np.concatenate([row[:n_even], row[2 * n_even : 2 * n_even + n_odd]]).astype(np.complex128)
+    got += 1j * np.concatenate([row[n_even : 2 * n_even], row[2 * n_even + n_odd :]])
+    np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def radial_functions(basis: Basis, radius: np.ndarray) -> np.ndarray:
+    """Each function's values at some radii, (len(radius), n), by Lagrange interpolation from the rings."""
+    rings = basis.rings
+    position = np.arange(-2, rings.n_rings) * rings.step
+    columns = []
+    for order in dict.fromkeys(basis.orders.tolist()):
+        ring = basis.synthesis[order]
+        mirrored = np.concatenate([ring[2:0:-1], ring])
+        for function in mirrored.T:
+            first = np.floor(radius / rings.step).astype(int)
+            nodes = first[:, None] + np.arange(6)
+            total = np.zeros(len(radius))
+            for j in range(6):
+                others = [i for i in range(6) if i != j]
+                x = position[nodes]
+                ratio = [(radius - x[:, i]) / (x[:, j] - x[:, i]) for i in others]
+                total += np.prod(ratio, axis=0) * function[nodes[:, j]]
+            columns.append(total)
+    return np.stack(columns, 1)
+
+
+def test_a_lower_tolerance_keeps_more_and_none_keeps_all():
+    problem, rings = the_problem(), the_basis("default", True).rings
+    sample, weight = problem.rings_of(healpix.frames(0), rings, False), problem.weights.mean(0)
+    kept = [len(make_basis(rings, problem.kx, problem.ky, sample, weight, t).orders) for t in (1.0, 0.1, 0.01, 0.0)]
+    assert kept == sorted(set(kept))
+    assert kept[-1] == sum(b.shape[1] for b in rings.bessel)
+
+
+def test_the_basis_grows_with_the_resolution():
+    sizes = [len(the_basis("default", True, kmax).orders) for kmax in (5, 9, 13)]
+    assert sizes == sorted(set(sizes))
+
+
+def test_a_basis_for_the_same_pixels_is_the_same():
+    problem, basis = the_problem(), the_basis("default", True)
+    again = basis.sampled_at(problem.kx, problem.ky)
+    for name in ("even_rows", "odd_rows", "norm_rows"):
+        np.testing.assert_array_equal(getattr(again, name), getattr(basis, name))
+
+
+def test_a_slice_turns_with_its_coefficients():
+    """The coefficients of a direction turned in the plane are those of its slice times exp(i m psi)."""
+    problem, basis = the_problem(), the_basis("strict", True)
+    angle = 0.7
+    frames = np.stack([problem.frames[0], turned(problem.frames[0], angle)])
+    (here, there), moments = table_rows(basis, problem.rings_of(frames, basis.rings, True))
+    n_even, split = basis.n_even, 2 * basis.n_even
+    for part, orders in ((slice(split), basis.orders[:n_even]), (slice(split, None), basis.orders[n_even:])):
+        a, b = (np.split(c[part].astype(np.float64), 2) for c in (here, there))
+        want = (a[0] + 1j * a[1]) * np.exp(1j * angle * orders)
+        np.testing.assert_allclose(b[0] + 1j * b[1], want, atol=1e-4 * np.abs(want).max())
+    power = moments.reshape(2, -1, basis.rings.n_rings)
+    np.testing.assert_allclose(power[0, 0], power[1, 0], rtol=1e-4, atol=1e-4 * power.max())

@@ -65,9 +65,9 @@ def test_shifted_rows_refuses_wrong_arguments(device, name, change, error):
 class Listed:
     """Random coefficients and a ragged list of candidates, as `steered_scores` takes them."""
 
-    def __init__(self, even: int, odd: int, counts: tuple[int, ...], seed: int = 1) -> None:
-        rng = np.random.default_rng(seed)
-        n_places, n_directions, n_psi, n_shifts, n_rings, norm_orders = 6, 12, 5, 7, 9, (0, 2, 4)
+    def __init__(self, even: int, odd: int, counts: tuple[int, ...], n_rings: int = 9) -> None:
+        rng = np.random.default_rng(1)
+        n_places, n_directions, n_psi, n_shifts, norm_orders = 6, 12, 5, 7, (0, 2, 4)
         # an image without groups; directions that come back after others, and that are the same modulo 4
         directions = np.resize([3, 7, 3, 11, 3, 0, 4, 8, 0, 2], len(counts))
         self.image_offsets = np.array([0, len(counts) // 2, len(counts) // 2, len(counts)])
@@ -133,13 +133,13 @@ class Listed:
 RAGGED = (1, 0, 17, 4, 8, 5, 9, 2, 16, 3, 0, 13)
 
 
-@pytest.mark.parametrize(("even", "odd"), [(13, 10), (1, 1), (2, 31), (70, 75)])
-def test_listed_scores(device, even, odd):
-    problem = Listed(even, odd, RAGGED)
+@pytest.mark.parametrize(("even", "odd", "n_rings"), [(13, 10, 9), (1, 1, 1), (2, 31, 90), (70, 75, 120)])
+def test_listed_scores(device, even, odd, n_rings):
+    problem = Listed(even, odd, RAGGED, n_rings)
     cross, norm = map(to_host, steered_scores(**problem.arguments(device)))
     want_cross, want_norm = problem.truth()
     np.testing.assert_allclose(cross, want_cross, atol=3e-5)
-    np.testing.assert_allclose(norm, want_norm, atol=2e-5)
+    np.testing.assert_allclose(norm, want_norm, atol=5e-5)
 
 
 @pytest.mark.parametrize(("even", "odd"), [(1100, 1101), (2049, 2100)])
@@ -223,7 +223,9 @@ class Tiles:
             keep_best(survivors, *spectra, *priors, first, self.n_psi, self.fit_scale, cap)
             first += n
         counts = to_host(survivors.counts)
-        return tuple([a[:n] for a, n in zip(to_host(b), counts, strict=True)] for b in (survivors.values, survivors.codes))
+        return tuple(
+            [a[:n] for a, n in zip(to_host(b), counts, strict=True)] for b in (survivors.values, survivors.codes)
+        )
 
 
 def check_kept(values: list[np.ndarray], codes: list[np.ndarray], want: np.ndarray, cap: int) -> None:
