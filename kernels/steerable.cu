@@ -28,20 +28,16 @@ __device__ __forceinline__ float warp_sum(float value)
     return value;
 }
 
-// This thread's share of 1/2 sum W |P|^2 at one in-plane angle: order 0, then (Re, Im) of each higher order.
+// This thread's share of 1/2 sum W |P|^2 at one in-plane angle, from the real, then imaginary parts of its orders.
 __device__ __forceinline__ float norm_share(const float* __restrict__ weights, const float* __restrict__ moments,
-                                            const float* __restrict__ turns, int n_rings, int n_orders)
+                                            const float* __restrict__ turns, const int* __restrict__ order_of,
+                                            int n_pairs, int n_orders)
 {
     float sum = 0.f;
-    for (int i = threadIdx.x; i < n_rings * ((n_orders + 1) / 2); i += BLOCK) {
-        const int order = i / n_rings, at = order ? (2 * order - 1) * n_rings + i % n_rings : i;
-        const float w = weights[at], m = moments[at];
-        if (order == 0) {
-            sum += turns[0] * w * m;
-        } else {
-            const float v = weights[at + n_rings], l = moments[at + n_rings];
-            sum += turns[2 * order - 1] * (m * w - l * v) + turns[2 * order] * (m * v + l * w);
-        }
+    for (int i = threadIdx.x; i < n_pairs; i += BLOCK) {
+        const float w = weights[i], v = weights[n_pairs + i], m = moments[i], l = moments[n_pairs + i];
+        const int order = order_of[i];
+        sum += turns[order] * (m * w - l * v) + turns[n_orders + order] * (m * v + l * w);
     }
     return sum;
 }
@@ -87,8 +83,8 @@ extern "C" __global__ void __launch_bounds__(BLOCK, 4)
 steered_scores(const float* __restrict__ rows, const int* __restrict__ row_of, const float* __restrict__ norm_rows,
                const float* __restrict__ coefficients, const float* __restrict__ moments,
                const int* __restrict__ place, const float* __restrict__ cosine, const float* __restrict__ sine,
-               const float* __restrict__ norm_turns, int n, int n_even, int n_rings, int n_orders, int n_psi,
-               int n_shifts, int held, const int* __restrict__ owner, const long long* __restrict__ orientation,
+               const float* __restrict__ norm_turns, const int* __restrict__ order_of, int n, int n_even, int n_pairs,
+               int n_orders, int n_psi, int n_shifts, int held, const int* __restrict__ owner, const long long* __restrict__ orientation,
                const long long* __restrict__ group_offsets, const int* __restrict__ candidate_shift,
                float* __restrict__ cross, float* __restrict__ norm)
 {
@@ -96,10 +92,10 @@ steered_scores(const float* __restrict__ rows, const int* __restrict__ row_of, c
     __shared__ float partial[WARPS];
     const int group = blockIdx.x, image = owner[group], warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const long long direction = orientation[group] / n_psi;
-    const int psi = (int)(orientation[group] - direction * n_psi), n_moments = n_rings * n_orders;
+    const int psi = (int)(orientation[group] - direction * n_psi), n_moments = 2 * n_pairs;
     const size_t at = place[direction];
     const float share = warp_sum(norm_share(norm_rows + (size_t)image * n_moments, moments + at * n_moments,
-                                            norm_turns + psi * n_orders, n_rings, n_orders));
+                                            norm_turns + psi * 2 * n_orders, order_of, n_pairs, n_orders));
     if (lane == 0)
         partial[warp] = share;
     __syncthreads();

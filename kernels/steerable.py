@@ -90,21 +90,18 @@ def _turn(coefficients, cosine, sine, n_even, turned):  # type: ignore[no-untype
 
 
 @njit(nogil=True, fastmath=RELAXED)
-def _norm_spectrum(weights, moments, n_rings, spectrum):  # type: ignore[no-untyped-def]
-    """Angular Fourier coefficients of half the weighted power: order 0, then (Re, Im) of each higher one."""
-    total = np.float32(0)
-    for j in range(n_rings):
-        total += weights[j] * moments[j]
-    spectrum[0] = total
-    for order in range(1, (spectrum.size + 1) // 2):
-        first = (2 * order - 1) * n_rings
-        w0, w1 = weights[first : first + n_rings], weights[first + n_rings : first + 2 * n_rings]
-        m0, m1 = moments[first : first + n_rings], moments[first + n_rings : first + 2 * n_rings]
+def _norm_spectrum(weights, moments, starts, spectrum):  # type: ignore[no-untyped-def]
+    """Angular Fourier coefficients of half the weighted power: the real parts of all orders, then the imaginary."""
+    n, n_orders = weights.size // 2, starts.size - 1
+    for order in range(n_orders):
+        first, last = starts[order], starts[order + 1]
+        w0, w1 = weights[first:last], weights[n + first : n + last]
+        m0, m1 = moments[first:last], moments[n + first : n + last]
         re, im = np.float32(0), np.float32(0)
-        for j in range(n_rings):
+        for j in range(last - first):
             re += m0[j] * w0[j] - m1[j] * w1[j]
             im += m0[j] * w1[j] + m1[j] * w0[j]
-        spectrum[2 * order - 1], spectrum[2 * order] = re, im
+        spectrum[order], spectrum[n_orders + order] = re, im
 
 
 @cpu_kernel
@@ -118,8 +115,8 @@ def _steered_scores_cpu(  # type: ignore[no-untyped-def]
     cosine,
     sine,
     norm_turns,
+    norm_starts,
     n_even,
-    n_rings,
     image_offsets,
     orientation,
     group_offsets,
@@ -138,7 +135,7 @@ def _steered_scores_cpu(  # type: ignore[no-untyped-def]
             at, slot = place[direction], direction & 3
             if known[slot] != direction:
                 known[slot] = direction
-                _norm_spectrum(norm_rows[i], moments[at], n_rings, spectrum[slot])
+                _norm_spectrum(norm_rows[i], moments[at], norm_starts, spectrum[slot])
             norm[group] = dot(spectrum[slot], norm_turns[psi])
             _turn(coefficients[at], cosine[psi], sine[psi], n_even, turned)
             c, stop = group_offsets[group], group_offsets[group + 1]
@@ -167,6 +164,7 @@ def steered_scores(
     cosine: Array,
     sine: Array,
     norm_turns: Array,
+    norm_starts: Array,
     n_even: int,
     image_offsets: Array,
     orientation: Array,
@@ -181,11 +179,12 @@ def steered_scores(
     ----------
     rows : float32 (n_rows, 2 n), coefficients of shifted images.
     row_of : int32 (n_images, n_shifts), the row of each shifted image (-1: not asked for).
-    norm_rows : float32 (n_images, n_moments), moments of each image's weights.
+    norm_rows : float32 (n_images, n_moments), moments of each image's weights: real parts, then imaginary parts.
     coefficients, moments : float32 (n_places, 2 n) and (n_places, n_moments), those of directions.
     place : int32 (n_directions,), where a direction is in them.
     cosine, sine : float32 (n_psi, n), of m psi.
-    norm_turns : float32 (n_psi, n_orders), 1 and then (cos, -sin) of m psi for each order of the norm.
+    norm_turns : float32 (n_psi, 2 * n_orders), cos(m psi), then -sin(m psi) of the norm's orders m.
+    norm_starts : int32 (n_orders + 1,), the moments of each order among the n_moments / 2 real parts.
     n_even : how many of the n functions are of even order.
     image_offsets : int64 (n_images + 1,) into groups.
     orientation : int64 (n_groups,), direction * n_psi + psi.
@@ -217,24 +216,26 @@ def steered_scores(
     require("orientation", orientation, np.int64, (None,), rows)
     require("group_offsets", group_offsets, np.int64, (n_groups + 1,), rows)
     require("candidate_shift", candidate_shift, np.int32, (None,), rows)
-    n_orders = norm_turns.shape[1]
-    if moments.shape[1] % n_orders:
-        raise ValueError(f"moments: expected a multiple of {n_orders} columns, got {moments.shape[1]}")
-    n_rings = moments.shape[1] // n_orders
+    n_orders, n_pairs = norm_turns.shape[1] // 2, moments.shape[1] // 2
+    require("norm_starts", norm_starts, np.int32, (n_orders + 1,), rows)
+    if moments.shape[1] % 2 or norm_turns.shape[1] % 2:
+        raise ValueError("moments, norm_turns: expected real and imaginary parts, an even number of columns")
     xp = xp_of(rows)
     cross, norm = xp.empty(candidate_shift.shape[0], np.float32), xp.empty(n_groups, np.float32)
     if is_device(rows):
         owner = (xp.searchsorted(image_offsets, xp.arange(n_groups), side="right") - 1).astype(np.int32)
+        order_of = xp.searchsorted(norm_starts, xp.arange(n_pairs), side="right") - 1
         tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
+        tables = (*tables, order_of.astype(np.int32))
         held = min(2 * n, _TURNED)
-        sizes = (n, n_even, n_rings, n_orders, n_psi, row_of.shape[1], held)
+        sizes = (n, n_even, n_pairs, n_orders, n_psi, row_of.shape[1], held)
         lists = (owner, orientation, group_offsets, candidate_shift)
         kernel = raw_module("steerable").get_function("steered_scores")
         launch(kernel, (n_groups,), (*tables, *sizes, *lists, cross, norm), shared_mem=4 * held)
     else:
-        tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
+        tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns, norm_starts)
         lists = (image_offsets, orientation, group_offsets, candidate_shift)
-        _steered_scores_cpu(*tables, n_even, n_rings, *lists, cross, norm)
+        _steered_scores_cpu(*tables, n_even, *lists, cross, norm)
     return cross, norm
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import fields
-from typing import Any
+from functools import partial
 from unittest import mock
 
 from spa.cli.main import run
@@ -31,8 +31,6 @@ CONSTANTS: dict[str, float] = {
     "local_psi": 3,
     "local_offset_radius": 4,
 }
-IMAGES = 32
-"""Images at a time: each has some hundred thousand candidates."""
 
 
 def exhaustive_search() -> Search:
@@ -43,19 +41,9 @@ def exhaustive_search() -> Search:
     return Search(**CONSTANTS)
 
 
-class ExhaustiveEngine(Engine):
-    """The engine with those constants, working on few images at a time."""
-
-    def __init__(self, *arguments: Any) -> None:
-        super().__init__(*arguments, search=exhaustive_search())
-
-    def _batch_size(self) -> int:
-        return min(super()._batch_size(), IMAGES)
-
-
 def main() -> None:
     """Run the job."""
-    with mock.patch.object(refine3d, "Engine", ExhaustiveEngine):
+    with mock.patch.object(refine3d, "Engine", partial(Engine, search=exhaustive_search())):
         sys.exit(run(["refine3d", *sys.argv[1:]]))
 
 

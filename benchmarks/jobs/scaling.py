@@ -9,6 +9,7 @@ thread over threads times theirs. Memory should follow --mem, not the number of 
 from __future__ import annotations
 
 import argparse
+import os
 import tempfile
 from pathlib import Path
 
@@ -38,15 +39,16 @@ def main() -> None:
     flags = ["--ref", str(folder / "reference_30A.mrc"), "--ini_high", "30", "--ctf", "--flatten_solvent"]
     flags += ["--zero_mask", "--particle_diameter", arguments.diameter, "--sym", arguments.sym]
     flags += ["--mem", arguments.mem, "--random_seed", "1", "--quiet"]
+    load = os.getloadavg()[0]  # of others: nothing of ours runs yet
     warm_up()
     with tempfile.TemporaryDirectory() as scratch:
-        tables = scaling(folder / "particles.star", flags, Path(scratch), arguments.quick)
+        tables = scaling(folder / "particles.star", flags, Path(scratch), arguments.quick, load)
     print(f"{report.header()}\n{tables}")
     if arguments.save:
         report.save("scaling_cpu.txt", "benchmarks.jobs.scaling", tables)
 
 
-def scaling(star: Path, flags: list[str], scratch: Path, quick: bool) -> str:
+def scaling(star: Path, flags: list[str], scratch: Path, quick: bool, load: float) -> str:
     """Both tables; the refinement of one thread and most particles is in both."""
     particles = read_particles(star)
     numbers = [n for n in (QUICK_NUMBERS if quick else NUMBERS) if n <= len(particles)] or [len(particles)]
@@ -68,7 +70,7 @@ def scaling(star: Path, flags: list[str], scratch: Path, quick: bool) -> str:
         threads.append((str(j), *cells(cost), f"{alone.wall_seconds / (j * cost.wall_seconds):.0%}"))
     memory = [("particles", "wall s", "CPU s", "peak GiB")]
     memory += [(str(n), *cells(cost)) for n, cost in by_number.items()]
-    head = f"{numbers[-1]} particles", "one thread"
+    head = f"{numbers[-1]} particles; load of the machine before: {load:.1f}", "one thread"
     return f"{head[0]}\n{report.aligned(threads)}\n\n{head[1]}\n{report.aligned(memory)}"
 
 

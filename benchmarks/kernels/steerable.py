@@ -43,7 +43,7 @@ def shift_case(box: int, n_images: int, put: Put) -> Case:
 def listed_case(n: int, n_images: int, put: Put) -> Case:
     """200 groups of 13 shifts per image, n functions."""
     rng = np.random.default_rng(1)
-    n_places, n_psi, n_shifts, per_image, per_group, n_rings, n_orders = 800, 48, 49, 200, 13, n // 10, 9
+    n_places, n_psi, n_shifts, per_image, per_group, n_rings, n_orders = 800, 48, 49, 200, 13, n // 10, 10
     n_groups, even = n_images * per_image, n // 2
 
     def normal(*shape: int) -> np.ndarray:
@@ -53,11 +53,12 @@ def listed_case(n: int, n_images: int, put: Put) -> Case:
     norm_rows, moments = normal(n_images, n_rings * n_orders), normal(n_places, n_rings * n_orders)
     row_of = np.arange(n_images * n_shifts, dtype=np.int32).reshape(n_images, n_shifts)
     cosine, sine, norm_turns = normal(n_psi, n), normal(n_psi, n), normal(n_psi, n_orders)
+    starts = (np.arange(n_orders // 2 + 1) * n_rings).astype(np.int32)
     orientation = rng.integers(0, n_places * n_psi, n_groups)
     candidates = rng.integers(0, n_shifts, n_groups * per_group).astype(np.int32)
     tables = rows, row_of, norm_rows, coefficients, moments, np.arange(n_places, dtype=np.int32), cosine, sine
     lists = np.arange(n_images + 1) * per_image, orientation, np.arange(n_groups + 1) * per_group, candidates
-    placed, placed_lists = tuple(map(put, (*tables, norm_turns))), tuple(map(put, lists))
+    placed, placed_lists = tuple(map(put, (*tables, norm_turns, starts))), tuple(map(put, lists))
 
     def one_image() -> list[Any]:
         scores = []

@@ -45,12 +45,12 @@ def steerable_pays(
     n_rows = n_images * min(len(level.offsets()), 4 * per_group)
     n_pixels = float(len(half_plane(rings.box, level.kmax)))
     n_floats = 2 * KEPT * sum(b.shape[1] for b in rings.bessel)
-    n_moments = rings.n_rings * (2 * len(rings.norm_orders) - 1)
+    n_moments = 2 * int(rings.norm_starts[-1])
     direct = n_groups * n_pixels * (slice_ns + 2 * SUM_NS) + n_rows * n_pixels * SHIFT_NS
     direct += n_candidates * 2 * n_pixels * SUM_NS
     points = rings.n_rings * rings.n_angles
     fixed = n_directions * points * (slice_ns + 3 * len(rings.bessel) * PRODUCT_NS)
     steered = n_rows * n_pixels * (SHIFT_NS + n_floats * PRODUCT_NS) + n_images * n_pixels * n_moments * PRODUCT_NS
     steered += n_groups * (3 * n_floats + 0.5 * n_moments) * SUM_NS + n_candidates * n_floats * SUM_NS
-    return fixed + share * steered < share * direct
+    return bool(fixed + share * steered < share * direct)
 

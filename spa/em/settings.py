@@ -96,7 +96,7 @@ class Search:
     """
 
     precision: Precision = field(default_factory=Precision)
-    """How closely steerable scores follow slices (see `spa.em.steerable`): 0.05 rms of the log-likelihood."""
+    """How closely steerable scores follow slices (see `spa.em.steerable`): 0.05 rms of the log-likelihood in all."""
     dense_order: int = 2
     """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
     temperature: float = 0.5

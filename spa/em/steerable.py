@@ -21,10 +21,10 @@ FloatArray = NDArray[np.floating[Any]]
 
 LAGRANGE_POINTS = 6
 """Rings from which a pixel's radius is interpolated."""
-WIDEST_STEP = 0.25
-"""Largest distance of two rings, in periods (per box) of the particle's outermost part."""
-EXTRA_ANGLES = 8
-"""Angles per half turn beyond the number of angular orders, so that no order of |P|^2 aliases onto those kept."""
+WIDEST_STEP = 0.15
+"""Largest distance of two rings, in periods of the particle's outermost part; at 0.2 the error doubles."""
+EXTRA_ANGLES = 4
+"""Angles per half turn beyond those that the orders of P and |P|^2 need."""
 BASIS_ORDER = 2
 """HEALPix order of the directions on which the basis is judged."""
 MEAN_WEIGHT_FLOOR = 1e-7
@@ -40,16 +40,16 @@ class Precision:
     tolerance : standard deviation of the log-likelihood that leaving out basis functions may cause.
     ring_step : distance of the rings in Fourier pixels.
     bessel_floor : singular values of the Bessel functions kept, relative to the largest.
-    norm_orders : angular orders 0, 2, ... of |P|^2 that meet those of the weights (CTF^2 / sigma^2).
+    norm_orders : highest angular order of |P|^2, on all rings, that meets those of the weights (CTF^2 / sigma^2).
     """
 
-    tolerance: float = 0.05
+    tolerance: float = 0.03
     ring_step: float = 0.5
     bessel_floor: float = 2e-3
-    norm_orders: int = 5
+    norm_orders: int = 8
 
 
-STRICT = Precision(tolerance=0.002, ring_step=0.25, bessel_floor=1e-5, norm_orders=16)
+STRICT = Precision(tolerance=0.002, ring_step=0.25, bessel_floor=1e-5, norm_orders=48)
 """For tests: everything that a default leaves out, kept."""
 
 
@@ -63,7 +63,8 @@ class Rings:
     step : distance of the rings in Fourier pixels.
     points : float32 (2, n_rings * n_angles), (x, y) of the points of all rings, angles 0 to pi.
     n_angles : points on half of a ring.
-    norm : float32 (2 * norm_orders - 1, n_angles), the same for |P|^2: order 0, then real parts, imaginary parts.
+    norm : float32 (2 * n_orders, n_angles), from |P|^2 along half a ring to the real, then imaginary parts of orders.
+    norm_orders : orders of |P|^2.
     bessel : for each order m an orthonormal basis (n_rings, n) of {J_m(2 pi r x / box), x <= radius}.
     """
 
@@ -76,6 +77,11 @@ class Rings:
     norm: FloatArray
     bessel: tuple[FloatArray, ...]
     norm_orders: tuple[int, ...]
+
+    @property
+    def norm_starts(self) -> NDArray[np.int32]:
+        """Where the moments of each order start among all, int32 (n_orders + 1,)."""
+        return np.arange(len(self.norm_orders) + 1, dtype=np.int32) * np.int32(self.n_rings)
 
     def angular(self, orders: list[int]) -> FloatArray:
         """From the values along half a ring to the real, then imaginary parts of angular orders of one parity.
@@ -97,9 +103,7 @@ def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch
     -----
     A projection that vanishes beyond `radius` has rings in the span of J_m(2 pi r x / box), x <= radius (Jacobi-Anger).
     """
-    step = precision.ring_step
-    while step * radius > WIDEST_STEP * box:
-        step /= 2
+    step = min(precision.ring_step, WIDEST_STEP * box / radius)
     n_rings = int(np.ceil(stretch * (kmax + 0.5) / step)) + LAGRANGE_POINTS // 2 + 1
     ring = np.arange(n_rings) * step
     position = np.linspace(0.25, radius, int(np.ceil(1.5 * radius)))
@@ -113,9 +117,9 @@ def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch
         if kept == 0:
             break
         bessel.append(left[:, :kept])
-    n_angles = len(bessel) + EXTRA_ANGLES
+    norm_orders = tuple(range(0, precision.norm_orders + 1, 2))
+    n_angles = len(bessel) + precision.norm_orders // 2 + EXTRA_ANGLES
     theta = np.pi * np.arange(n_angles) / n_angles
-    norm_orders = tuple(range(0, min(2 * precision.norm_orders, 2 * EXTRA_ANGLES), 2))
     norm = np.array(norm_orders)[:, None] * theta
     return Rings(
         box=box,
@@ -124,7 +128,7 @@ def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch
         n_rings=n_rings,
         points=np.stack([np.outer(ring, f(theta)).ravel() for f in (np.cos, np.sin)]).astype(np.float32),
         n_angles=n_angles,
-        norm=(np.concatenate([np.cos(norm), -np.sin(norm[1:])]) / n_angles).astype(np.float32),
+        norm=(np.concatenate([np.cos(norm), -np.sin(norm)]) / n_angles).astype(np.float32),
         bessel=tuple(bessel),
         norm_orders=norm_orders,
     )
@@ -132,13 +136,13 @@ def make_rings(box: int, kmax: int, radius: float, precision: Precision, stretch
 
 def _lagrange(position: FloatArray, n: int) -> FloatArray:
     """Matrix (len(position), n) of Lagrange interpolation from the integers 0 .. n - 1."""
-    first = np.floor(position).astype(int) - (LAGRANGE_POINTS // 2 - 1)
+    first = np.maximum(np.floor(position).astype(int) - (LAGRANGE_POINTS // 2 - 1), 0)
     matrix = np.zeros((len(position), n))
     nodes = np.arange(LAGRANGE_POINTS)
     for node in nodes:
         others = nodes[nodes != node]
         weight = np.prod((position[:, None] - first[:, None] - others) / (node - others), axis=1)
-        matrix[np.arange(len(position)), np.abs(first + node)] += weight
+        matrix[np.arange(len(position)), first + node] += weight
     return matrix
 
 
@@ -153,17 +157,17 @@ class Basis:
     orders : int (n,), the angular order m of each function, even ones first.
     n_even : how many of them are of even order.
     analysis : for each order m with functions, float32 (n_rings, n_m): rings to coefficients.
-    synthesis : the way back, float64 (n_rings, n_m).
+    synthesis : the way back, float32 (n_rings, n_m).
     even_rows, odd_rows : float32 (n_pixels, 2 n_even) and (n_pixels, 2 n_odd): real and imaginary parts of an image to
         its coefficients.
-    norm_rows : float32 (n_pixels, n_rings * (2 * len(norm_orders) - 1)): weights to their moments on the rings.
+    norm_rows : float32 (n_pixels, n_moments): weights to their moments on the rings, real, then imaginary parts.
     """
 
     rings: Rings
     orders: NDArray[np.int64]
     n_even: int
     analysis: dict[int, Array]
-    synthesis: dict[int, FloatArray]
+    synthesis: dict[int, Array]
     even_rows: Array
     odd_rows: Array
     norm_rows: Array
@@ -175,7 +179,8 @@ class Basis:
 
     def sampled_at(self, x: FloatArray, y: FloatArray) -> Basis:
         """The same basis for images whose pixels sample the slice at other places (see `make_basis`)."""
-        parts = [to_like(a, self.even_rows) for a in _image_side(self.rings, self.synthesis, x, y)]
+        synthesis = {m: to_host(u) for m, u in self.synthesis.items()}
+        parts = [to_like(a, self.even_rows) for a in _image_side(self.rings, synthesis, x, y)]
         return replace(self, even_rows=parts[0], odd_rows=parts[1], norm_rows=parts[2])
 
     def rows(self, real: Array, imag: Array) -> Array:
@@ -243,7 +248,7 @@ def make_basis(
         orders=np.concatenate([np.full(kept[m], m) for m in used]),
         n_even=sum(kept[m] for m in by_parity[0]),
         analysis={m: to_like(analyses[m][:, : kept[m]].astype(np.float32), sample) for m in used},
-        synthesis=synthesis,
+        synthesis={m: to_like(u.astype(np.float32), sample) for m, u in synthesis.items()},
         even_rows=to_like(even_rows, sample),
         odd_rows=to_like(odd_rows, sample),
         norm_rows=to_like(norm_rows, sample),
@@ -272,9 +277,11 @@ def _image_side(
             real.append(u * (sine if parity else cosine))
             imag.append(u * (cosine if parity else -sine))
         rows.append(np.concatenate(real + imag, axis=1).astype(np.float32))
-    moments = [0.5 * interpolation]
-    for order in rings.norm_orders[1:]:
-        moments += [interpolation * f(order * angles)[:, None] for f in (np.cos, np.sin)]
+    moments = [
+        (0.5 if order == 0 else 1) * interpolation * f(order * angles)[:, None]
+        for f in (np.cos, np.sin)
+        for order in rings.norm_orders
+    ]
     return rows[0], rows[1], np.concatenate(moments, axis=1).astype(np.float32)
 
 
@@ -294,22 +301,23 @@ def table_rows(basis: Basis, slices: Array) -> tuple[Array, Array]:
     Returns
     -------
     coefficients : float32 (n, n_coefficients).
-    moments : float32 (n, n_rings * (2 * len(norm_orders) - 1)), those of |P|^2: order 0, then (Re, Im) of each order.
+    moments : float32 (n, n_moments), those of |P|^2, real, then imaginary parts of all orders; P is what the
+        coefficients hold, which is smoother than interpolated slices.
     """
     xp, rings = xp_of(slices), basis.rings
-    real, imag = xp.ascontiguousarray(slices.real), xp.ascontiguousarray(slices.imag)
     coefficients = xp.empty((len(slices), basis.n_coefficients), np.float32)
-    at = 0
-    for parity, values in enumerate((real, imag)):
+    power, at = 0, 0
+    for parity, values in enumerate((xp.ascontiguousarray(slices.real), xp.ascontiguousarray(slices.imag))):
         orders = [m for m in basis.analysis if m % 2 == parity]
-        spectra = _ring_spectra(rings.angular(orders), values)
+        angular = rings.angular(orders)
+        spectra = _ring_spectra(angular, values)
         for row, order in enumerate(orders * 2):
-            analysis = basis.analysis[order]
-            xp.matmul(spectra[row], analysis, out=coefficients[:, at : at + analysis.shape[1]])
-            at += analysis.shape[1]
-    power = _ring_spectra(rings.norm, real * real + imag * imag)
-    higher = len(rings.norm_orders) - 1
-    moments = [power[0]]
-    for j in range(1, higher + 1):
-        moments += [power[j], power[higher + j]]
-    return coefficients, xp.concatenate(moments, axis=1)
+            columns = slice(at, at + basis.analysis[order].shape[1])
+            xp.matmul(spectra[row], basis.analysis[order], out=coefficients[:, columns])
+            xp.matmul(coefficients[:, columns], basis.synthesis[order].T, out=spectra[row])
+            at = columns.stop
+        twice = np.where(np.array(orders * 2) == 0, 1, 2) * rings.n_angles
+        back = to_like((angular.T * twice).astype(np.float32), slices)
+        power = power + (back @ spectra.reshape(len(angular), -1)) ** 2
+    moments = (to_like(rings.norm, slices) @ power).reshape(len(rings.norm), len(slices), rings.n_rings)
+    return coefficients, xp.ascontiguousarray(moments.transpose(1, 0, 2)).reshape(len(slices), -1)

@@ -9,7 +9,7 @@ import numpy as np
 
 from spa.em.expectation import Reference, Step, offset_log_prior, runs
 from spa.em.sampling import Candidates, Level, segment_index
-from spa.em.state import Batch
+from spa.em.state import Batch, FloatArray
 from spa.em.steerable import Basis, Rings, table_rows
 from spa.kernels.backend import Array, is_device, share_out, to_host, to_like, xp_of
 from spa.kernels.slices import extract_slices
@@ -78,6 +78,7 @@ class DirectionTable:
         angle = psi[:, None] * basis.orders
         self.cosine, self.sine = (to_like(f(angle).astype(np.float32), like) for f in (np.cos, np.sin))
         self.norm_turns = to_like(norm_turns(basis.rings, psi), like)
+        self.norm_starts = to_like(basis.rings.norm_starts, like)
 
     @staticmethod
     def size(n_directions: int, basis: Basis) -> int:
@@ -129,6 +130,7 @@ class DirectionTable:
                 self.cosine,
                 self.sine,
                 self.norm_turns,
+                self.norm_starts,
                 basis.n_even,
                 candidates.image_offsets[start : stop + 1] - g.start,
                 candidates.orientation[g],
@@ -138,12 +140,10 @@ class DirectionTable:
         return cross, norm
 
 
-def norm_turns(rings: Rings, psi: Any) -> Any:
-    """1 and (cos, -sin) of m psi for each higher order of the norm, float32 (n_psi, 2 * len(norm_orders) - 1)."""
-    columns = [np.ones_like(psi)]
-    for order in rings.norm_orders[1:]:
-        columns += [np.cos(order * psi), -np.sin(order * psi)]
-    return np.stack(columns, -1).astype(np.float32)
+def norm_turns(rings: Rings, psi: FloatArray) -> FloatArray:
+    """cos(m psi), then -sin(m psi) of the norm's orders m, float32 (n_psi, 2 * n_orders)."""
+    angle = psi[:, None] * np.array(rings.norm_orders)
+    return np.concatenate([np.cos(angle), -np.sin(angle)], axis=1).astype(np.float32)
 
 
 class DensePass:
@@ -163,6 +163,7 @@ class DensePass:
         self.tile_directions = DEVICE_TILE_DIRECTIONS if on_device else TILE_DIRECTIONS
         classes = to_like(table.directions // table.level.n_directions, table.coefficients)
         self.direction_prior = reference.log_pdf_class[classes]
+        self._rows: dict[int, tuple[Array, Array]] = {}
         self._fold()
 
     def _fold(self) -> None:
@@ -210,20 +211,13 @@ class DensePass:
             self.directions.append(
                 [(xp.ascontiguousarray(r[part].T), xp.ascontiguousarray(i[part].T)) for r, i in products]
             )
-        orders_of_norm = len(basis.rings.norm_orders)
-        n_rings = basis.rings.n_rings
-        m = table.moments
-        self.norm_products = [(slice(0, n_rings), xp.ascontiguousarray(m[:, :n_rings].T), None)]
-        for j in range(1, orders_of_norm):
-            first = (2 * j - 1) * n_rings
-            real, imag = m[:, first : first + n_rings], m[:, first + n_rings : first + 2 * n_rings]
-            self.norm_products.append(
-                (
-                    slice(first, first + 2 * n_rings),
-                    xp.ascontiguousarray(xp.concatenate([real, -imag], axis=1).T),
-                    xp.ascontiguousarray(xp.concatenate([imag, real], axis=1).T),
-                )
-            )
+        self.norm_products = []
+        moments = table.moments
+        n_pairs = moments.shape[1] // 2
+        for start, stop in itertools.pairwise(basis.rings.norm_starts):
+            real, imag = moments[:, start:stop], moments[:, n_pairs + start : n_pairs + stop]
+            parts = xp.concatenate([real, -imag], axis=1), xp.concatenate([imag, real], axis=1)
+            self.norm_products.append((slice(start, stop), *(xp.ascontiguousarray(p.T) for p in parts)))
 
     def run(self, batch: Batch, step: Step, cap: int) -> Survivors:
         """The best `cap` (or somewhat more) candidates of each image.
@@ -232,13 +226,12 @@ class DensePass:
         """
         table, level = self.table, self.table.level
         basis = table.basis_for(batch)
-        xp = xp_of(batch.scored)
         images, weights = batch.weighted(level.kmax)
         n_pixels, n_shifts = images.shape[1], len(step.dense_shifts)
         offsets = to_like(level.offsets()[step.dense_shifts], images)
         prior = offset_log_prior(batch, offsets, step.offset_sigma)
         moments = weights @ basis.norm_rows
-        even, odd = (xp.take(a, o, axis=1) for a, o in zip((basis.even_rows, basis.odd_rows), self.order, strict=True))
+        even, odd = self._image_side(basis, batch.magnification)
         survivors = new_survivors(len(batch), cap, self.tile_directions * self.n_psi * n_shifts, images)
         block = max(1, self.tile_rows // n_shifts)
         shift = to_like(np.tile(np.arange(n_shifts, dtype=np.int32), block), images)
@@ -260,6 +253,15 @@ class DensePass:
             self._tiles(real @ even, imag @ odd, norm, prior[start:stop], step.fit_scale, cap, mine)
             survivors.counts[start:stop] = mine.counts
         return survivors
+
+    def _image_side(self, basis: Basis, magnification: int) -> tuple[Array, Array]:
+        """The basis's matrices for images, columns in the order of the folded products."""
+        if magnification not in self._rows:
+            xp = xp_of(basis.even_rows)
+            parts = zip((basis.even_rows, basis.odd_rows), self.order, strict=True)
+            even, odd = (xp.take(rows, order, axis=1) for rows, order in parts)
+            self._rows[magnification] = even, odd
+        return self._rows[magnification]
 
     def _tiles(
         self, even: Array, odd: Array, norm: Array, prior: Array, fit_scale: bool, cap: int, survivors: Survivors
@@ -290,13 +292,14 @@ class DensePass:
 
     def _norm(self, moments: Array) -> Array:
         """Norm terms, float32 (n_images, n_psi / 2, n_directions)."""
-        parts = []
-        for columns, real, imag in self.norm_products:
-            parts.append(moments[:, columns] @ real)
-            if imag is not None:
-                parts.append(moments[:, columns] @ imag)
-        xp = xp_of(moments)
-        spectrum = xp.stack(parts)
+        xp, n_pairs = xp_of(moments), moments.shape[1] // 2
+        real, imag = [], []
+        for columns, to_real, to_imag in self.norm_products:
+            pairs = slice(n_pairs + columns.start, n_pairs + columns.stop)
+            weights = xp.concatenate([moments[:, columns], moments[:, pairs]], axis=1)
+            real.append(weights @ to_real)
+            imag.append(weights @ to_imag)
+        spectrum = xp.stack(real + imag)
         turns = self.table.norm_turns[: self.n_psi // 2]
-        norm = (turns @ spectrum.reshape(len(parts), -1)).reshape(-1, *spectrum.shape[1:])
+        norm = (turns @ spectrum.reshape(len(spectrum), -1)).reshape(-1, *spectrum.shape[1:])
         return xp.ascontiguousarray(norm.transpose(1, 0, 2))

@@ -93,6 +93,7 @@ class Problem:
             np.cos(angle).astype(np.float32),
             np.sin(angle).astype(np.float32),
             norm_turns(basis.rings, self.psi),
+            basis.rings.norm_starts,
             basis.n_even,
             np.arange(3) * n_groups,
             np.tile(np.arange(n_groups), 2),
@@ -134,9 +135,9 @@ def test_the_problem_is_of_realistic_size():
     assert 200 < np.ptp(scores.reshape(2, -1), axis=1).min() < 2000
 
 
-@pytest.mark.parametrize(("level", "allowed"), [("default", 0.075), ("strict", 0.005)])
+@pytest.mark.parametrize(("level", "allowed"), [("default", 0.05), ("strict", 0.005)])
 def test_exact_rings_give_the_exact_likelihood(level, allowed):
-    """The default may err by its tolerance and by what the norm's higher orders, left out, amount to."""
+    """Where the log-likelihoods of an image range over some five hundred."""
     problem = the_problem()
     error = error_of(problem.steered(the_basis(level, True), True), problem.scores(problem.exact_slices))
     assert error <= allowed
@@ -208,7 +209,7 @@ def test_a_basis_for_the_same_pixels_is_the_same():
     problem, basis = the_problem(), the_basis("default", True)
     again = basis.sampled_at(problem.kx, problem.ky)
     for name in ("even_rows", "odd_rows", "norm_rows"):
-        np.testing.assert_array_equal(getattr(again, name), getattr(basis, name))
+        np.testing.assert_allclose(getattr(again, name), getattr(basis, name), rtol=1e-5, atol=1e-6)
 
 
 def test_a_slice_turns_with_its_coefficients():
@@ -222,5 +223,5 @@ def test_a_slice_turns_with_its_coefficients():
         a, b = (np.split(c[part].astype(np.float64), 2) for c in (here, there))
         want = (a[0] + 1j * a[1]) * np.exp(1j * angle * orders)
         np.testing.assert_allclose(b[0] + 1j * b[1], want, atol=1e-4 * np.abs(want).max())
-    power = moments.reshape(2, -1, basis.rings.n_rings)
-    np.testing.assert_allclose(power[0, 0], power[1, 0], rtol=1e-4, atol=1e-4 * power.max())
+    power = moments[:, : basis.rings.n_rings]
+    np.testing.assert_allclose(power[0], power[1], rtol=1e-4, atol=1e-4 * power.max())

@@ -76,13 +76,13 @@ class Listed:
         self.angles = np.array([0.0, 0.3, 1.7, 3.0, 5.5])
         turns = self.angles[:, None] * self.orders
         self.cosine, self.sine = np.cos(turns).astype(np.float32), np.sin(turns).astype(np.float32)
-        columns = [np.ones(n_psi)]
-        for order in norm_orders[1:]:
-            columns += [np.cos(order * self.angles), -np.sin(order * self.angles)]
-        self.norm_orders, self.norm_turns = norm_orders, np.stack(columns, 1).astype(np.float32)
+        self.norm_orders, angle = norm_orders, self.angles[:, None] * np.array(norm_orders)
+        self.norm_turns = np.concatenate([np.cos(angle), -np.sin(angle)], 1).astype(np.float32)
+        # the last order on fewer rings
+        self.norm_starts = np.cumsum([0, n_rings, n_rings, (n_rings + 1) // 2]).astype(np.int32)
         self.rows = rng.standard_normal((11, 2 * (even + odd))).astype(np.float32)
         self.row_of = rng.integers(0, 11, (3, n_shifts)).astype(np.int32)
-        n_moments = n_rings * (2 * len(norm_orders) - 1)
+        n_moments = 2 * int(self.norm_starts[-1])
         self.norm_rows = rng.standard_normal((3, n_moments)).astype(np.float32)
         self.coefficients = rng.standard_normal((n_places, 2 * (even + odd))).astype(np.float32)
         self.moments = rng.standard_normal((n_places, n_moments)).astype(np.float32)
@@ -98,7 +98,7 @@ class Listed:
     def arguments(self, device):
         names = (
             *("rows", "row_of", "norm_rows", "coefficients", "moments", "place", "cosine", "sine", "norm_turns"),
-            *("n_even", "image_offsets", "orientation", "group_offsets", "candidate_shift"),
+            *("norm_starts", "n_even", "image_offsets", "orientation", "group_offsets", "candidate_shift"),
         )
         values = {name: getattr(self, name) for name in names}
         return {name: value if name == "n_even" else device(value) for name, value in values.items()}
@@ -110,7 +110,6 @@ class Listed:
 
     def truth(self) -> tuple[np.ndarray, np.ndarray]:
         cross, norm = np.zeros(len(self.candidate_shift)), np.zeros(len(self.orientation))
-        n_orders = len(self.norm_orders)
         for group, orientation in enumerate(self.orientation):
             image = np.searchsorted(self.image_offsets, group, side="right") - 1
             direction, psi = divmod(orientation, len(self.angles))
@@ -120,13 +119,11 @@ class Listed:
                 row = self.complex_of(self.rows[self.row_of[image, self.candidate_shift[c]]])
                 cross[c] = np.sum(turned * row.conj()).real
             power, weights = (
-                a.astype(np.float64).reshape(2 * n_orders - 1, -1)
-                for a in (self.moments[self.place[direction]], self.norm_rows[image])
+                np.split(a.astype(np.float64), 2) for a in (self.moments[self.place[direction]], self.norm_rows[image])
             )
-            norm[group] = power[0] @ weights[0]
-            for j, order in enumerate(self.norm_orders[1:]):
-                p, w = (a[2 * j + 1] + 1j * a[2 * j + 2] for a in (power, weights))
-                norm[group] += (np.sum(p * w) * np.exp(1j * order * self.angles[psi])).real
+            products = (power[0] + 1j * power[1]) * (weights[0] + 1j * weights[1])
+            for order, first, last in zip(self.norm_orders, self.norm_starts, self.norm_starts[1:], strict=False):
+                norm[group] += (products[first:last].sum() * np.exp(1j * order * self.angles[psi])).real
         return cross, norm
 
 
@@ -157,6 +154,7 @@ def test_a_basis_larger_than_shared_memory(device, even, odd):
         ("rows", lambda a: a[:, :-2].copy(), ValueError),
         ("row_of", lambda a: a.astype(np.int64), TypeError),
         ("norm_rows", lambda a: a[:, :-1].copy(), ValueError),
+        ("norm_starts", lambda a: a[:-1].copy(), ValueError),
         ("coefficients", lambda a: a[:, ::2], ValueError),
         ("moments", lambda a: a.astype(np.float64), TypeError),
         ("place", lambda a: a.astype(np.int64), TypeError),
@@ -175,7 +173,9 @@ def test_listed_scores_refuse_wrong_arguments(device, name, change, error):
     arguments = problem.arguments(device)
     arguments[name] = change(arguments[name])
     if (name, error) == ("moments", ValueError):
-        arguments["norm_turns"] = device(problem.norm_turns[:, :-1].copy())
+        arguments["norm_rows"], arguments["moments"] = (
+            device(a[:, :-1].copy()) for a in (problem.norm_rows, problem.moments)
+        )
     with pytest.raises(error, match=name):
         steered_scores(**arguments)
 
