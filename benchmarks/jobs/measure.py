@@ -70,11 +70,11 @@ def measured(command: list[str], cwd: Path | None = None, limit: float = 0.0) ->
     return Cost(usage.ru_utime + usage.ru_stime, wall, usage.ru_maxrss / 2**20)
 
 
-def warm_up() -> None:
-    """One tiny simulation and refinement, so that no case pays for compiling."""
+def warm_up(threads: str) -> None:
+    """One tiny simulation and refinement on so many threads, so that no case pays for compiling."""
     with tempfile.TemporaryDirectory() as folder:
         data = Path(folder) / "data"
-        job = ["--j", "1", "--random_seed", "1", "--quiet"]
+        job = ["--j", threads, "--random_seed", "1", "--quiet"]
         measured([*SPA, "simulate", "--o", str(data), "--nr_particles", "60", "--box", "32", "--angpix", "6", *job])
         refinement = ["--ref", str(data / "truth_map.mrc"), "--ini_high", "40", "--ctf", "--flatten_solvent"]
         refinement += ["--zero_mask", "--particle_diameter", "150", "--o", str(Path(folder) / "run")]

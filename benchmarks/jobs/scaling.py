@@ -40,7 +40,8 @@ def main() -> None:
     flags += ["--zero_mask", "--particle_diameter", arguments.diameter, "--sym", arguments.sym]
     flags += ["--mem", arguments.mem, "--random_seed", "1", "--quiet"]
     load = os.getloadavg()[0]  # of others: nothing of ours runs yet
-    warm_up()
+    for threads in ("1", "2"):  # code for many threads may be compiled apart
+        warm_up(threads)
     with tempfile.TemporaryDirectory() as scratch:
         tables = scaling(folder / "particles.star", flags, Path(scratch), arguments.quick, load)
     print(f"{report.header()}\n{tables}")

@@ -151,7 +151,7 @@ def run_cases(cases: tuple[Case, ...], arguments: argparse.Namespace, folder: Pa
     rows = [Row.from_dict(json.loads(line)) for line in lines]
     todo = [case for case in cases if case not in [row.case for row in rows]]
     if todo:
-        warm_up()
+        warm_up(arguments.j)
     for case in todo:
         print(f"\n{case.name}", flush=True)
         try:

@@ -60,7 +60,7 @@ class Descent:
         self._table_memory = table_memory
         self._n_images = n_images
         self._tables: dict[int, DirectionTable | None] = {}
-        self._bases: dict[int, Basis] = {}
+        self._bases: dict[tuple[int, float], Basis] = {}
         self._dense: DensePass | None = None
 
     def run(self, batch: Batch, rotations: np.ndarray[Any, Any]) -> Scores:
@@ -114,7 +114,7 @@ class Descent:
         share = self._n_images / len(batch)
         if not steerable_pays(rings, level, len(directions), candidates, share, self.reference.transform.shape[-1]):
             return None
-        basis = self._basis(level.kmax, batch)
+        basis = self._basis(depth, batch)
         needed = DirectionTable.size(len(directions), basis)
         if needed > self._table_memory:
             return None
@@ -131,9 +131,11 @@ class Descent:
     def _rings(self, kmax: int, box: int) -> Rings:
         return make_rings(box, kmax, self.reference.radius, self.search.precision, self._stretch)
 
-    def _basis(self, kmax: int, batch: Batch) -> Basis:
-        """The basis of all levels with this kmax."""
-        if kmax not in self._bases:
+    def _basis(self, depth: int, batch: Batch) -> Basis:
+        """The basis of a level; levels with the same kmax and tolerance share theirs."""
+        kmax, last = self.step.levels[depth].kmax, len(self.step.levels) - 1
+        tolerance = self.search.precision.tolerance if depth == last else self.search.coarse_tolerance
+        if (kmax, tolerance) not in self._bases:
             rings = self._rings(kmax, batch.pixels.box_size)
             level = make_level(BASIS_ORDER, 1.0, 1, kmax, np.eye(3), BASIS_ORDER)
             directions = to_like(np.arange(len(self.reference.transform) * level.n_directions), batch.scored)
@@ -141,9 +143,8 @@ class Descent:
             mean_weight = to_host(batch.weighted(kmax)[1].mean(0)).astype(np.float64)
             n = len(mean_weight)
             x, y = to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])
-            tolerance = self.search.precision.tolerance
-            self._bases[kmax] = make_basis(rings, x, y, sample, mean_weight, tolerance)
-        return self._bases[kmax]
+            self._bases[kmax, tolerance] = make_basis(rings, x, y, sample, mean_weight, tolerance)
+        return self._bases[kmax, tolerance]
 
     def _temperature(self, best: Array, depth: int) -> Array:
         """Exponent per image, float32, that lets survive what the coarseness of a level may have put too low."""
@@ -166,7 +167,7 @@ class Descent:
                 self.reference,
                 level,
                 self._directions(level),
-                self._basis(level.kmax, batch),
+                self._basis(0, batch),
                 batch.magnification,
             )
             self._dense = DensePass(table, self.reference)

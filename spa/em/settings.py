@@ -97,6 +97,9 @@ class Search:
 
     precision: Precision = field(default_factory=Precision)
     """How closely steerable scores follow slices (see `spa.em.steerable`): 0.05 rms of the log-likelihood in all."""
+    coarse_tolerance: float = 0.2
+    """The tolerance of levels that only choose candidates, in place of that of `precision`: far below what their
+    coarseness costs."""
     dense_order: int = 2
     """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
     temperature: float = 0.5
