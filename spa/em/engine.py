@@ -133,6 +133,8 @@ class Engine:
             state = self._first_state()
             self.fit_scale = self.options.firstiter_cc or self._needs_scale(state)
         while not self.schedule.progress.finished:
+            if self.schedule.progress.rescue:
+                self._rescue(state)
             state, done = self._iterate(state)
             self._report(state, done)
             if done.maps.joined is not None and done.maps.unfiltered is not None:
@@ -216,6 +218,28 @@ class Engine:
     def _measured_scale(self, sums: Sums, kmax: int) -> float:
         shells = slice(1, kmax + 1)
         return float(sums.signal_cross[:, shells].sum() / max(sums.signal_power[:, shells].sum(), 1e-30))
+
+    def _rescue(self, state: State) -> None:
+        """Search all poses globally and take over those that no local search from the present ones would find.
+
+        The maps stay as they are: poses within reach are already finer than this search makes them.
+        """
+        step = self.schedule.step(state, fit_scale=False)
+        bar = self.job.progress(self.inputs.n_particles, "global search")
+        found = []
+        for half in range(self.n_halves):
+            found += self._expectation(state, step, half, self.half_indices(half), bar)[1]
+        bar.close()
+        indices = np.concatenate([i for i, _ in found])
+        rotations, origins = (np.concatenate([getattr(e, n) for _, e in found]) for n in ("rotations", "origins"))
+        change = angular_distance(self.poses.rotations[indices], rotations, self.schedule.operators)
+        moved = change > self.schedule.reach
+        self.poses.rotations[indices[moved]], self.poses.origins[indices[moved]] = rotations[moved], origins[moved]
+        self.schedule.rescued(float(moved.mean()))
+        self.job.say(
+            f"global search before convergence: {moved.sum()} of {len(moved)} particles moved "
+            f"by more than {self.schedule.reach:.1f}°"
+        )
 
     def _iterate(self, state: State) -> tuple[State, Iteration]:
         """One iteration: both half sets, new maps, new spectra, the next plan."""

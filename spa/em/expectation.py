@@ -30,6 +30,7 @@ class Step:
     offset_sigma : standard deviation (pixels) of the Gaussian prior on the shifts.
     kmax : Fourier radius of the maximisation step, pixels.
     score_kmax : Fourier radius beyond which no level looks, pixels.
+    poses_only : nothing is added to the accumulators.
     """
 
     levels: tuple[Level, ...]
@@ -40,6 +41,7 @@ class Step:
     offset_sigma: float
     kmax: int
     score_kmax: int
+    poses_only: bool = False
 
 
 @dataclass

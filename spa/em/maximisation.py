@@ -69,7 +69,8 @@ def accumulate(
     optics, groups : optics group and micrograph group of each image of the batch.
     uniform : float64 (n,), one number in [0, 1) per image that draws the pose whose residual is the noise.
     """
-    _insert(sums, batch, scores, step, reference.padding, memory)
+    if not step.poses_only:
+        _insert(sums, batch, scores, step, reference.padding, memory)
     drawn = _draw(scores, uniform)
     noise_ratio, residual, cross, power = _residual(batch, scores, reference, step, drawn)
     np.add.at(sums.noise_power, optics, residual)

@@ -30,6 +30,10 @@ MOVING = 2.0
 """Poses whose median change exceeds this many angular steps (or accuracies) have not converged."""
 SETTLED = 0.8
 """Poses have settled when their median change is no longer below this share of the last iteration's."""
+RESCUE_SETTLED = 0.05
+"""Share of the poses that a global search may move, before convergence, without another iteration to follow."""
+STILL = 0.5
+"""Poses that move by less than this share of their accuracy in the median need no second iteration to have settled."""
 MAX_ITERATIONS = 30
 
 
@@ -42,6 +46,8 @@ class Progress:
     order : HEALPix order of the last level (oversampling included).
     at_order : iterations done at this order.
     best_shell : best resolution so far, shells.
+    rescue : before the next iteration the poses are searched globally once more, although searches have become local.
+    rescued : that has been done.
     final : the next iteration is the last one, to Nyquist, joining the halves.
     finished : the last one is done.
     """
@@ -50,6 +56,8 @@ class Progress:
     at_order: int = 0
     best_shell: int = 0
     last_change: float = 180.0
+    rescue: bool = False
+    rescued: bool = False
     final: bool = False
     finished: bool = False
 
@@ -71,7 +79,12 @@ class Schedule:
         self.local_order = local_order
         self.operators = operators(options.sym)
         self.radius = particle_radius(options, box, pixel_size)
-        self.progress = Progress(order=options.healpix_order + options.oversampling)
+        self.progress = Progress(order=self.first_order)
+
+    @property
+    def first_order(self) -> int:
+        """HEALPix order of the first iteration's last level."""
+        return self.options.healpix_order + self.options.oversampling
 
     @property
     def largest_kmax(self) -> int:
@@ -80,8 +93,12 @@ class Schedule:
 
     @property
     def local(self) -> bool:
-        """Whether the sampling has become fine enough for local searches."""
-        return self.progress.order - self.options.oversampling >= self.local_order
+        """Whether searches are around the last poses only."""
+        return self._fine_enough(self.progress.order) and not self.progress.rescue
+
+    def _fine_enough(self, order: int) -> bool:
+        """Whether a sampling is fine enough for local searches."""
+        return order - self.options.oversampling >= self.local_order
 
     def first_shell(self) -> int:
         """Last shell on which the first iteration aligns: that of `--ini_high`, or a third of the box."""
@@ -117,7 +134,18 @@ class Schedule:
             offset_sigma=state.offset_sigma,
             kmax=kmax,
             score_kmax=limit,
+            poses_only=self.progress.rescue,
         )
+
+    @property
+    def reach(self) -> float:
+        """Angle (degrees) beyond which a local search does not find a pose."""
+        return 2 * healpix.angular_step(self.progress.order - 1)
+
+    def rescued(self, share: float) -> None:
+        """After a global search that moved this share of the poses beyond the reach of a local one."""
+        self.progress.rescue, self.progress.rescued = False, True
+        self.progress.final = share < RESCUE_SETTLED
 
     def advance(self, state: State, median_change: float) -> None:
         """Decide what comes next, after an iteration.
@@ -135,14 +163,17 @@ class Schedule:
         p.best_shell = max(p.best_shell, state.resolution_shell)
         p.at_order += 1
         step = max(state.accuracy_rotations, healpix.angular_step(p.order))
-        calm = median_change > SETTLED * p.last_change or median_change < 0.5 * state.accuracy_rotations
+        still = median_change < STILL * state.accuracy_rotations
+        calm = still or (median_change > SETTLED * p.last_change and p.at_order >= ITERATIONS_PER_ORDER)
         settled = calm and median_change < MOVING * step
         p.last_change = median_change
         wanted = self._wanted_order(state.accuracy_rotations)
         if p.order < wanted and (state.iteration == 1 or not grew or p.at_order >= ITERATIONS_PER_ORDER):
             p.order, p.at_order, p.last_change = p.order + 1, 0, 180.0
-        elif p.order >= wanted and not grew and settled and p.at_order >= ITERATIONS_PER_ORDER:
-            p.final = True
+        elif p.order >= wanted and not grew and settled:
+            # local searches keep a particle where the last global one has left it, right or wrong
+            p.rescue = self.local and not p.rescued and not self._fine_enough(self.first_order)
+            p.final = not p.rescue
         if state.iteration >= MAX_ITERATIONS:
             p.final = True
         strong = state.fsc[min(state.kmax, len(state.fsc) - 1)] > 0.2
@@ -160,7 +191,7 @@ class Schedule:
 
     def _wanted_order(self, accuracy: float) -> int:
         """The coarsest order whose step is within the angular accuracy, at least the one asked for."""
-        order = self.options.healpix_order + self.options.oversampling
+        order = self.first_order
         while order < FINEST_ORDER and healpix.angular_step(order) > accuracy:
             order += 1
         return order
@@ -171,8 +202,8 @@ class Schedule:
         return max(4, min(kmax, int(np.ceil(self.search.resolution_factor * self.box / step))))
 
     def _levels(self, kmax: int, perturbation: np.ndarray[Any, Any]) -> list[Level]:
-        """Levels of a global search, the dense one first."""
-        last = self.progress.order
+        """Levels of a global search, the dense one first; a rescue stops where local searches start."""
+        last = self.progress.order - self.progress.rescue
         base = min(self.search.dense_order, self.options.healpix_order, last - 1)
         dense_kmax = self._level_kmax(base, kmax)
         step = min(self.options.offset_step, self.search.offset_phase * self.box / dense_kmax)
