@@ -105,15 +105,3 @@ extern "C" __global__ void weighted_images(const float2* __restrict__ images, co
     values[to] = make_float2(y.x * cosine + y.y * sine, y.y * cosine - y.x * sine);
     group_weights[to] = total * weights[at];
 }
-
-// rows[shift] = image * exp(-2 pi i (kx sx + ky sy)) for one image.
-extern "C" __global__ void shift_image(const float2* __restrict__ image, const float* __restrict__ kx,
-                                       const float* __restrict__ ky, const float2* __restrict__ shifts, int n_pixels,
-                                       float2* __restrict__ rows)
-{
-    const int k = blockIdx.y * BLOCK + threadIdx.x;
-    if (k >= n_pixels)
-        return;
-    const float2 y = image[k], e = phase(kx[k], ky[k], shifts[blockIdx.x]);
-    rows[(size_t)blockIdx.x * n_pixels + k] = make_float2(y.x * e.x + y.y * e.y, y.y * e.x - y.x * e.y);
-}

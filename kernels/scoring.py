@@ -140,12 +140,6 @@ def _weighted_images_cpu(  # type: ignore[no-untyped-def]
                 group_weights[group, k] = total * weights[i, k]
 
 
-@cpu_kernel
-def _shift_image_cpu(image, kx, ky, shifts, rows):  # type: ignore[no-untyped-def]
-    for s in prange(shifts.shape[0]):
-        _shift_row(image, kx, ky, shifts[s, 0], shifts[s, 1], rows[s])
-
-
 def _check(images: Array, weights: Array, kx: Array, ky: Array, shifts: Array) -> None:
     require("images", images, np.complex64, (None, None), images)
     require("weights", weights, np.float32, images.shape, images)
@@ -297,39 +291,3 @@ def weighted_images(
             images.view(np.float32), weights, kx, ky, turns, *lists, values.view(np.float32), group_weights
         )
     return values, group_weights
-
-
-def dense_scores(
-    images: Array, weights: Array, slices: Array, kx: Array, ky: Array, shifts: Array, box_size: int
-) -> tuple[Array, Array]:
-    """Cross and norm terms of every image with every slice at every shift, as matrix products.
-
-    Parameters
-    ----------
-    images, weights, slices, kx, ky, shifts, box_size : as in `squared_difference`.
-
-    Returns
-    -------
-    cross : float32 (n_images, n_slices, n_shifts); norm : float32 (n_images, n_slices).
-
-    Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
-    """
-    _check(images, weights, kx, ky, shifts)
-    n_images, n_pixels = images.shape
-    require("slices", slices, np.complex64, (None, n_pixels), images)
-    xp = xp_of(images)
-    n_slices, n_shifts = slices.shape[0], shifts.shape[0]
-    turns = shifts / np.float32(box_size)
-    parts, references = images.view(np.float32), slices.view(np.float32)
-    cross = xp.empty((n_images, n_slices, n_shifts), np.float32)
-    rows = xp.empty((n_shifts, 2 * n_pixels), np.float32)
-    for i in range(n_images):
-        if is_device(images):
-            kernel = raw_module("scoring").get_function("shift_image")
-            launch(kernel, (n_shifts, -(-n_pixels // BLOCK)), (images[i], kx, ky, turns, n_pixels, rows))
-        else:
-            _shift_image_cpu(parts[i], kx, ky, turns, rows)
-        xp.matmul(references, rows.T, out=cross[i])
-    norm = xp.matmul(weights, (slices.real**2 + slices.imag**2).T)
-    norm *= np.float32(0.5)
-    return cross, norm

@@ -11,7 +11,7 @@ from scipy.spatial.transform import Rotation
 
 from spa.kernels.ctf import evaluate_ctf
 from spa.kernels.posterior import posterior
-from spa.kernels.scoring import dense_scores, squared_difference, weighted_images
+from spa.kernels.scoring import squared_difference, weighted_images
 from spa.kernels.slices import extract_slices, half_radius, insert_slices
 from spa.kernels.symmetrise import symmetrise_half_volumes
 from spa.symmetry import operators
@@ -104,7 +104,7 @@ def slice_cases(box: int, n: int, put: Put) -> Iterator[Case]:
 
 
 def scoring_cases(box: int, n_images: int, put: Put) -> Iterator[Case]:
-    """Sparse scoring (200 groups of 13 shifts per image), the weighted sums of the same list, and dense scoring."""
+    """Sparse scoring (200 groups of 13 shifts per image) and the weighted sums of the same list."""
     rng = np.random.default_rng(1)
     kx, ky = half_plane(box // 2 - 2)
     n_pixels, n_slices, n_shifts, per_image, per_group = kx.size, 400, 49, 200, 13
@@ -137,12 +137,7 @@ def scoring_cases(box: int, n_images: int, put: Put) -> Iterator[Case]:
             chosen = slice(g * per_group, (g + 1) * per_group)
             images[0] * (share[chosen] @ phases(shifts[candidates[chosen]]))
 
-    def one_image_dense() -> tuple[Any, Any]:
-        moved = phases(shifts) * images[0]
-        return [(moved @ p.conj()).real for p in slices], (np.abs(slices) ** 2) @ weights[0]
-
     pairs, grouped = float(candidates.size) * n_pixels, float(n_groups) * n_pixels
-    everything = float(n_images * n_slices * n_shifts)
     size = f"box {box}, {n_images} images, {candidates.size} candidates"
     yield Case(
         "squared_difference",
@@ -161,15 +156,6 @@ def scoring_cases(box: int, n_images: int, put: Put) -> Iterator[Case]:
         4 * pairs,
         8 * pairs + 12 * grouped,
         one_image_weighted,
-        1 / n_images,
-    )
-    yield Case(
-        "dense_scores",
-        f"box {box}, {n_images} x {n_slices} x {n_shifts}",
-        lambda: dense_scores(*arrays, box),
-        4 * everything * n_pixels,
-        4 * everything + 8.0 * n_images * n_pixels * (n_slices + 2 * n_shifts),
-        one_image_dense,
         1 / n_images,
     )
 

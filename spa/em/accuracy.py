@@ -14,6 +14,8 @@ from spa.kernels.slices import extract_slices
 
 DISTINGUISHABLE = 4.605
 """Log-likelihood difference at which a pose is told from another with 99 % confidence: -ln 0.01."""
+SCAN_RATIO = 1.3
+"""Step of the scan for it."""
 
 
 def estimate_accuracy(
@@ -63,14 +65,14 @@ def estimate_accuracy(
 
 
 def _crossing(difference: Any, low: float, high: float) -> float:
-    """Smallest value (to 5 %) at which `difference` reaches DISTINGUISHABLE, from a geometric scan."""
-    value = low
-    previous = 0.0
+    """Smallest value at which `difference` reaches DISTINGUISHABLE: a geometric scan, a power law between its steps."""
+    value, previous = low, 0.0
     while value < high:
         now = difference(value)
         if now >= DISTINGUISHABLE:
-            share = np.sqrt(DISTINGUISHABLE / max(now, 1e-30)) if previous == 0.0 else 1.0
-            return float(value * max(share, 1 / 1.3))
+            # nearly quadratic while small, which is all that is known at the first step
+            exponent = np.log(now / previous) / np.log(SCAN_RATIO) if previous > 0 else 2.0
+            return float(value * (DISTINGUISHABLE / now) ** (1 / max(exponent, 0.5)))
         previous = now
-        value *= 1.3
+        value *= SCAN_RATIO
     return high

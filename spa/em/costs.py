@@ -11,7 +11,7 @@ SLICE_NS, SLICE_NS_SCATTERED = 14.0, 50.0
 CACHED_RADIUS = 80
 """Radius (padded voxels) of the largest half transform that stays in cache: about 8 MB."""
 SUM_NS = 0.08
-"""Nanoseconds per float of a sum over a row (13 GFLOP/s and more, four rows at a time)."""
+"""Nanoseconds per float of a sum over a row (25 GFLOP/s, four rows at a time)."""
 PRODUCT_NS = 0.03
 """Nanoseconds per multiplication of a matrix product (70 GFLOP/s)."""
 SHIFT_NS = 2.5

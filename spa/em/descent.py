@@ -15,6 +15,7 @@ from spa.em.sampling import (
     from_dense,
     keep,
     make_level,
+    nearest_directions,
     neighbourhood,
     segment_index,
 )
@@ -33,7 +34,7 @@ class Descent:
     ----------
     memory : bytes that the working arrays of one batch may take.
     table_memory : bytes that the tables of all levels may take.
-    n_images : images that will be searched, which tells whether a table pays.
+    rotations : (n, 3, 3) last poses of all images that will be searched; their number tells whether a table pays.
     stretch : how much further out than its pixels an image may sample a slice (see `Preparer.stretch`).
 
     Notes
@@ -49,7 +50,7 @@ class Descent:
         search: Search,
         memory: int,
         table_memory: int,
-        n_images: int,
+        rotations: np.ndarray[Any, Any],
         stretch: float = 1.0,
     ) -> None:
         self.reference = reference
@@ -58,7 +59,7 @@ class Descent:
         self.memory = memory
         self._stretch = stretch
         self._table_memory = table_memory
-        self._n_images = n_images
+        self._rotations = rotations
         self._tables: dict[int, DirectionTable | None] = {}
         self._bases: dict[tuple[int, float], Basis] = {}
         self._dense: DensePass | None = None
@@ -111,7 +112,7 @@ class Descent:
         level = self.step.levels[depth]
         rings = self._rings(level.kmax, batch.pixels.box_size)
         directions = self._directions(level)
-        share = self._n_images / len(batch)
+        share = len(self._rotations) / len(batch)
         if not steerable_pays(rings, level, len(directions), candidates, share, self.reference.transform.shape[-1]):
             return None
         basis = self._basis(depth, batch)
@@ -122,11 +123,14 @@ class Descent:
         return DirectionTable(self.reference, level, directions, basis, batch.magnification)
 
     def _directions(self, level: Level) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The directions of a level that a search can come to: those below the first level's, of every class."""
+        """The directions of a level that the search can come to: those below the first level's."""
         first = self.step.levels[0]
-        top = np.unique(self.step.dense_orientations // first.n_psi)
+        if self.step.local:
+            top = np.unique(nearest_directions(first, self._rotations, self.search.local_directions))
+        else:
+            top = np.unique(self.step.dense_orientations // first.n_psi)
         ratio = level.n_directions // first.n_directions
-        return (top[:, None] * ratio + np.arange(ratio)).ravel()
+        return np.asarray((top[:, None] * ratio + np.arange(ratio)).ravel(), dtype=np.int64)
 
     def _rings(self, kmax: int, box: int) -> Rings:
         return make_rings(box, kmax, self.reference.radius, self.search.precision, self._stretch)
@@ -171,6 +175,7 @@ class Descent:
                 batch.magnification,
             )
             self._dense = DensePass(table, self.reference)
+            self._table_memory -= DirectionTable.size(len(table.directions), table.basis)
         per_image = len(step.dense_orientations) * len(step.dense_shifts)
         found = self._dense.run(batch, step, min(search.dense_cap or per_image, per_image))
         width = int(found.counts.max())

@@ -139,7 +139,7 @@ class Engine:
             self._report(state, done)
             if done.maps.joined is not None and done.maps.unfiltered is not None:
                 self._finish(state, done.maps.unfiltered, done.maps.joined)
-        if state.iteration > MAX_ITERATIONS:
+        if self.schedule.progress.exhausted:
             self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
         return state
 

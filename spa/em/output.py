@@ -238,8 +238,8 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
         raise InputError(f"{path}: data_optimiser_general: expected the file of an iteration, run_itNNN_optimiser.star")
     known = {f"{_PROGRESS}{_camel(f.name)}": f for f in fields(Progress)}
     for label, field in known.items():
-        kind = type(getattr(schedule.progress, field.name))
-        setattr(schedule.progress, field.name, kind(block.get_float(label)))
+        present = getattr(schedule.progress, field.name)
+        setattr(schedule.progress, field.name, type(present)(block.get_float(label, float(present))))
     labels = [label for label in ("rlnModelStarFile", "rlnModelStarFile1", "rlnModelStarFile2") if label in block]
     halves = [_read_half(block.get_text(label), inputs) for label in labels]
     numbers: dict[str, Any] = {name: block.get_float(label) for label, name in _STATE_NUMBERS.items()}

@@ -187,6 +187,14 @@ def from_dense(flat: Array, orientations: Array, n_images: int, shifts: Array) -
     )
 
 
+def nearest_directions(
+    level: Level, rotations: np.ndarray[Any, Any], n_directions: int
+) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The directions nearest to poses, (n, n_directions), each row ascending."""
+    _, near = cKDTree(level.frames[:, 2]).query(rotations[:, 2], k=n_directions)
+    return np.sort(near.reshape(len(rotations), n_directions), 1)
+
+
 def neighbourhood(
     level: Level, rotations: np.ndarray[Any, Any], n_directions: int, psi_radius: int, offset_radius: int
 ) -> Candidates:
@@ -197,8 +205,7 @@ def neighbourhood(
     rotations : (n, 3, 3) Euler matrices of the poses; shifts are relative to each image's own.
     """
     n = len(rotations)
-    _, near = cKDTree(level.frames[:, 2]).query(rotations[:, 2], k=n_directions)
-    near = np.sort(near.reshape(n, n_directions), 1)
+    near = nearest_directions(level, rotations, n_directions)
     e1, e2 = level.frames[near, 0], level.frames[near, 1]
     sine = np.einsum("ndj,nj->nd", e2, rotations[:, 0]) - np.einsum("ndj,nj->nd", e1, rotations[:, 1])
     cosine = np.einsum("ndj,nj->nd", e1, rotations[:, 0]) + np.einsum("ndj,nj->nd", e2, rotations[:, 1])

@@ -32,6 +32,8 @@ SETTLED = 0.8
 """Poses have settled when their median change is no longer below this share of the last iteration's."""
 RESCUE_SETTLED = 0.05
 """Share of the poses that a global search may move, before convergence, without another iteration to follow."""
+STEP_PER_ACCURACY = 1.25
+"""Angular step that suffices, in accuracies of the poses: these are means over the posterior, finer than its grid."""
 STILL = 0.5
 """Poses that move by less than this share of their accuracy in the median need no second iteration to have settled."""
 MAX_ITERATIONS = 30
@@ -46,10 +48,12 @@ class Progress:
     order : HEALPix order of the last level (oversampling included).
     at_order : iterations done at this order.
     best_shell : best resolution so far, shells.
+    last_change : median angle (degrees) by which poses moved in the last iteration at this order.
     rescue : before the next iteration the poses are searched globally once more, although searches have become local.
     rescued : that has been done.
     final : the next iteration is the last one, to Nyquist, joining the halves.
     finished : the last one is done.
+    exhausted : it came after MAX_ITERATIONS, before convergence.
     """
 
     order: int
@@ -60,6 +64,7 @@ class Progress:
     rescued: bool = False
     final: bool = False
     finished: bool = False
+    exhausted: bool = False
 
     def as_dict(self) -> dict[str, Any]:
         """The fields by name."""
@@ -145,7 +150,7 @@ class Schedule:
     def rescued(self, share: float) -> None:
         """After a global search that moved this share of the poses beyond the reach of a local one."""
         self.progress.rescue, self.progress.rescued = False, True
-        self.progress.final = share < RESCUE_SETTLED
+        self.progress.final = self.progress.final or share < RESCUE_SETTLED
 
     def advance(self, state: State, median_change: float) -> None:
         """Decide what comes next, after an iteration.
@@ -174,8 +179,8 @@ class Schedule:
             # local searches keep a particle where the last global one has left it, right or wrong
             p.rescue = self.local and not p.rescued and not self._fine_enough(self.first_order)
             p.final = not p.rescue
-        if state.iteration >= MAX_ITERATIONS:
-            p.final = True
+        if state.iteration >= MAX_ITERATIONS and not p.final:
+            p.final, p.rescue, p.exhausted = True, False, True
         strong = state.fsc[min(state.kmax, len(state.fsc) - 1)] > 0.2
         margin = RESOLUTION_MARGIN + (STRONG_MARGIN if strong else 0)
         state.score_kmax = min(self.largest_kmax, max(self.first_shell(), self._alignable(state)))
@@ -190,9 +195,9 @@ class Schedule:
         return state.score_kmax
 
     def _wanted_order(self, accuracy: float) -> int:
-        """The coarsest order whose step is within the angular accuracy, at least the one asked for."""
+        """The coarsest order whose step suffices for the angular accuracy, at least the one asked for."""
         order = self.first_order
-        while order < FINEST_ORDER and healpix.angular_step(order) > accuracy:
+        while order < FINEST_ORDER and healpix.angular_step(order) > STEP_PER_ACCURACY * accuracy:
             order += 1
         return order
 

@@ -25,7 +25,7 @@ class State:
     fsc : float64 (n_shells,), between the two halves.
     pdf_class : float64 (n_halves, n_classes).
     offset_sigma : standard deviation of the shifts, pixels.
-    kmax : Fourier radius of the next iteration's maps, pixels ("current size" is twice that).
+    kmax : Fourier radius of the maps, pixels ("current size" is twice that); `Schedule.advance` sets the next one.
     score_kmax : Fourier radius up to which the next iteration compares images with references; what lies
         beyond stays free of the alignment, so that an FSC there is evidence.
     resolution_shell : last shell at which the halves agree.

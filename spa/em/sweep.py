@@ -81,9 +81,10 @@ class Sweep:
         Every thread has a lane: its own sums, and each n-th batch in turn. So the result does not depend on which
         thread is faster, only, within rounding, on their number.
         """
-        n_lanes = self._lanes(step.kmax)
+        n_lanes = self._lanes(step.kmax, len(reference.log_pdf_class))
         memory = self.memory // 8 // n_lanes
-        descent = Descent(reference, step, self.search, memory, self.memory // 2, len(indices), self.prepare.stretch)
+        rotations = poses.rotations[indices]
+        descent = Descent(reference, step, self.search, memory, self.memory // 2, rotations, self.prepare.stretch)
         sums = [self._new_sums(reference, step) for _ in range(n_lanes)]
 
         def work(lane: int, part: Indices, images: Images) -> tuple[Indices, Estimates, int]:
@@ -132,12 +133,12 @@ class Sweep:
         one_thread()
         use_device(self.device)
 
-    def _lanes(self, kmax: int) -> int:
+    def _lanes(self, kmax: int, n_classes: int) -> int:
         """Threads that can each have accumulators of their own within a quarter of the memory; one on a GPU."""
         if self.device is not None:
             return 1
         side = 2 * self.padding * (kmax + 2) + 3
-        accumulator = 12 * side * side * (side // 2 + 1)
+        accumulator = 12 * n_classes * side * side * (side // 2 + 1)
         return int(np.clip(self.memory // 4 // accumulator, 1, threads()))
 
     def _new_sums(self, reference: Reference, step: Step) -> Sums:

@@ -44,7 +44,7 @@ class DirectionTable:
 
     Attributes
     ----------
-    place : int32 (n_classes * n_directions,), where each of them is (0 for others).
+    place : int32 (n_classes * n_directions,), where each of them is (-1: not here).
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class DirectionTable:
         self.directions = directions
         like = reference.transform
         xp = xp_of(like)
-        place = np.zeros(len(like) * level.n_directions, np.int32)
+        place = np.full(len(like) * level.n_directions, -1, np.int32)
         place[directions] = np.arange(len(directions))
         self.place = to_like(place, like)
         n_moments = basis.norm_rows.shape[1]
@@ -96,9 +96,12 @@ class DirectionTable:
     def score(self, batch: Batch, candidates: Candidates, offsets: Array, memory: int) -> tuple[Array, Array]:
         """Cross and norm terms of a ragged list of candidates (see `spa.em.expectation.score_slices`).
 
-        memory : bytes that the coefficients of shifted images may take at one time.
+        memory : bytes that the coefficients of shifted images may take at one time. Raises ValueError for a direction
+        that is not in the table.
         """
         xp = xp_of(batch.scored)
+        if bool((self.place[candidates.orientation // self.level.n_psi] < 0).any()):
+            raise ValueError("a candidate's direction is not in the table of its level")
         basis = self.basis_for(batch)
         images, weights = batch.weighted(self.level.kmax)
         n, n_images, n_shifts = images.shape[1], len(batch), len(offsets)
@@ -152,7 +155,7 @@ class DensePass:
     Notes
     -----
     The orders m are folded modulo the number of in-plane angles n (m and n - m are conjugate), so that a small product
-    per q = 0 ... n / 2 and an inverse transform over q give all angles exactly, for any n.
+    per q = 0 ... n / 2 and an inverse transform over q give all angles exactly, for any even n.
     """
 
     def __init__(self, table: DirectionTable, reference: Reference) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -139,9 +140,9 @@ def test_descent_without_pruning_is_the_exhaustive_search(device: Callable[[Any]
     step = make_step((coarse, fine))
     batch = place(device, make_batch(data))
     # with much padding, linear interpolation onto the rings is nearly exact
-    scores = Descent(make_reference(device, data.volume, 8), step, everything, 10**9, 10**9, 4).run(
-        batch, np.tile(np.eye(3), (4, 1, 1))
-    )
+    rotations = np.tile(np.eye(3), (4, 1, 1))
+    descent = Descent(make_reference(device, data.volume, 8), step, everything, 10**9, 10**9, rotations)
+    scores = descent.run(batch, rotations)
     orientations = np.arange(fine.n_directions * fine.n_psi)
     wanted = brute_force(data, fine, orientations, exact=True) + log_prior(fine, 1.5)
     assert len(scores.log_weight) == wanted.size
@@ -157,9 +158,9 @@ def test_planted_poses_are_found(fit_scale: bool) -> None:
     data = tiny.simulate(24, BOX, snr=50.0, seed=3)
     levels = tuple(make_level(order, 1.0 / 2**k, 7 * 2**k, KMAX, TURN, 1) for k, order in enumerate((1, 2, 3)))
     reference = make_reference(lambda a: a, data.volume * (40 if fit_scale else 1))
-    scores = Descent(reference, make_step(levels, fit_scale), Search(), 10**9, 10**9, 24).run(
-        make_batch(data), np.tile(np.eye(3), (24, 1, 1))
-    )
+    rotations = np.tile(np.eye(3), (24, 1, 1))
+    descent = Descent(reference, make_step(levels, fit_scale), Search(), 10**9, 10**9, rotations)
+    scores = descent.run(make_batch(data), rotations)
     best = scores.posterior.best
     group = np.searchsorted(scores.candidates.group_offsets[1:], best, side="right")
     rotations = scores.level.rotations(scores.candidates.orientation[group])
@@ -176,8 +177,26 @@ def test_local_search_starts_at_the_last_pose() -> None:
     poses.rotations, poses.origins = data.rotations, data.origins
     levels = (make_level(3, 0.25, 5, KMAX, TURN, 3), make_level(4, 0.25, 5, KMAX, TURN, 3))
     step = make_step(levels, local=True)
-    descent = Descent(make_reference(lambda a: a, data.volume), step, Search(), 10**9, 10**9, 16)
+    descent = Descent(make_reference(lambda a: a, data.volume), step, Search(), 10**9, 10**9, poses.rotations)
     scores = descent.run(make_batch(data, poses), poses.rotations)
     group = np.searchsorted(scores.candidates.group_offsets[1:], scores.posterior.best, side="right")
     found = scores.level.rotations(scores.candidates.orientation[group])
     assert np.median(euler.angular_distance(found, data.rotations)) < 4.0
+
+
+def test_local_tables_hold_every_direction_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also those outside the asymmetric unit, around poses at its edge: tables and slices score alike."""
+    data = tiny.simulate(12, BOX, snr=5.0, seed=6)
+    poses = Poses.unknown(12)
+    poses.rotations, poses.origins = data.rotations, data.origins
+    levels = (make_level(3, 0.25, 5, KMAX, TURN, 3), make_level(4, 0.25, 5, KMAX, TURN, 3))
+    step = replace(make_step(levels, local=True), dense_orientations=np.zeros(1, np.int64))
+    batch, found = make_batch(data, poses), []
+    for tables in (True, False):
+        monkeypatch.setattr("spa.em.descent.steerable_pays", lambda *_, pays=tables: pays)
+        reference = make_reference(lambda a: a, data.volume, 8)
+        wide = replace(Search(), mass=1 - 1e-9, level_cap=0)
+        descent = Descent(reference, step, wide, 10**9, 10**9, poses.rotations)
+        found.append(descent.run(batch, poses.rotations))
+    evidence = [s.posterior.log_evidence for s in found]
+    np.testing.assert_allclose(*evidence, atol=0.3)
