@@ -13,9 +13,12 @@ from pathlib import Path
 
 from benchmarks import report
 from benchmarks.jobs.measure import SPA, measured, stop_jobs_on_sigterm
-from benchmarks.jobs.truth import compare
+from benchmarks.jobs.truth import Errors, compare
 
 RECORDED = ("RELION 5.0.1", "1.95", "99.6", "0.55", "0.86", "8.0", "3222", "", "")
+
+
+HEAD = ("", "median °", "% < 10°", "shift Å", "FSC at 28", "FSC 0.5 Å", "CPU s", "wall s", "peak GiB")
 
 
 def main() -> None:
@@ -24,7 +27,7 @@ def main() -> None:
     parser.add_argument("folder", type=Path)
     parser.add_argument("--j", default="2")
     parser.add_argument("--o", default="")
-    parser.add_argument("--seed", default="1")
+    parser.add_argument("--seed", default="1", help="one or several, as 1,2,3")
     parser.add_argument("--diameter", default="160")
     parser.add_argument("--sym", default="C1")
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results")
@@ -32,37 +35,53 @@ def main() -> None:
     stop_jobs_on_sigterm()
     folder = arguments.folder.resolve()
     with tempfile.TemporaryDirectory() as scratch:
-        rootname = (Path(arguments.o or scratch) / "run").resolve()
-        command = [*SPA, "refine3d", "--i", "particles.star", "--o", str(rootname)]
-        command += ["--ref", "reference_30A.mrc", "--ini_high", "30", "--ctf", "--flatten_solvent", "--zero_mask"]
-        command += ["--particle_diameter", arguments.diameter, "--sym", arguments.sym]
-        command += ["--j", arguments.j, "--random_seed", arguments.seed, *further]
-        cost = measured(command, cwd=folder)
-        errors = compare(
-            f"{rootname}_data.star",
-            folder / "truth_particles.star",
-            f"{rootname}_class001.mrc",
-            folder / "truth_map.mrc",
-            arguments.sym,
-            float(arguments.diameter),
-        )
-    shell = min(28, len(errors.map_fsc) - 1)
-    ours = (
-        f"spa, {arguments.j} thread{'s' * (arguments.j != '1')}",
+        output = Path(arguments.o or scratch).resolve()
+        rows = [HEAD, true_poses(folder, output, arguments)]
+        for seed in arguments.seed.split(","):
+            rows.append(refined(folder, output / f"seed{seed}/run", seed, arguments, further))
+    table = report.aligned([*rows, RECORDED] if folder.name == "sim_7cfn" else rows)
+    print(f"{report.header()}\n{table}")
+    if arguments.save:
+        report.save("refine3d_cpu.txt", "benchmarks.jobs.refine3d", table)
+
+
+def refined(
+    folder: Path, rootname: Path, seed: str, arguments: argparse.Namespace, further: list[str]
+) -> tuple[str, ...]:
+    """The row of one refinement."""
+    command = [*SPA, "refine3d", "--i", "particles.star", "--o", str(rootname)]
+    command += ["--ref", "reference_30A.mrc", "--ini_high", "30", "--ctf", "--flatten_solvent", "--zero_mask"]
+    command += ["--particle_diameter", arguments.diameter, "--sym", arguments.sym]
+    command += ["--j", arguments.j, "--random_seed", seed, *further]
+    cost = measured(command, cwd=folder)
+    errors = found_errors(folder, f"{rootname}_data.star", f"{rootname}_class001.mrc", arguments)
+    return (
+        f"spa, seed {seed}, {arguments.j} thread{'s' * (arguments.j != '1')}",
         f"{errors.median_angle:.2f}",
         f"{100 * errors.within_10_degrees:.1f}",
         f"{errors.median_shift:.2f}",
-        f"{errors.map_fsc[shell]:.3f}",
+        f"{errors.map_fsc[min(28, len(errors.map_fsc) - 1)]:.3f}",
         f"{errors.map_resolution:.1f}",
         f"{cost.cpu_seconds:.0f}",
         f"{cost.wall_seconds:.0f}",
         f"{cost.peak_gib:.2f}",
     )
-    head = ("", "median °", "% < 10°", "shift Å", f"FSC at {shell}", "FSC 0.5 Å", "CPU s", "wall s", "peak GiB")
-    table = report.aligned((head, ours, RECORDED) if folder.name == "sim_7cfn" else (head, ours))
-    print(f"{report.header()}\n{table}")
-    if arguments.save:
-        report.save("refine3d_cpu.txt", "benchmarks.jobs.refine3d", table)
+
+
+def true_poses(folder: Path, output: Path, arguments: argparse.Namespace) -> tuple[str, ...]:
+    """The row of a reconstruction from the true poses: what no refinement of these images should exceed by much."""
+    path = output / "true_poses.mrc"
+    command = [*SPA, "reconstruct", "--i", "truth_particles.star", "--o", str(path), "--ctf"]
+    measured([*command, "--sym", arguments.sym, "--j", arguments.j], cwd=folder)
+    errors = found_errors(folder, str(folder / "truth_particles.star"), str(path), arguments)
+    shell = min(28, len(errors.map_fsc) - 1)
+    return ("true poses", "", "", "", f"{errors.map_fsc[shell]:.3f}", f"{errors.map_resolution:.1f}", "", "", "")
+
+
+def found_errors(folder: Path, data: str, volume: str, arguments: argparse.Namespace) -> Errors:
+    """Errors against the folder's truth."""
+    truth = folder / "truth_particles.star", folder / "truth_map.mrc"
+    return compare(data, truth[0], volume, truth[1], arguments.sym, float(arguments.diameter))
 
 
 if __name__ == "__main__":
