@@ -14,7 +14,7 @@ from spa.kernels.slices import extract_slices
 
 DISTINGUISHABLE = 4.605
 """Log-likelihood difference at which a pose is told from another with 99 % confidence: -ln 0.01."""
-SCAN_RATIO = 1.3
+SCAN_RATIO = 1.7
 """Step of the scan for it."""
 
 

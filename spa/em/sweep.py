@@ -25,6 +25,8 @@ Images: TypeAlias = np.ndarray[Any, np.dtype[np.float32]]
 
 BATCH = 64
 """Images of a batch: enough to share the work of a call, few enough that every thread gets some."""
+FIRST_BATCH = 16
+"""Images of the first batch, which runs alone."""
 QUEUED = 2
 """Batches that wait for each thread, so that reading runs ahead of computing."""
 
@@ -52,10 +54,14 @@ class Sweep:
         """Images of a batch."""
         return int(np.clip(self.memory // (4000 * len(self.prepare.pixels)), 4, BATCH))
 
-    def batches(self, indices: Indices) -> Iterator[tuple[Indices, Images]]:
-        """Batches of images, each of one magnification; the next is read while one is used."""
+    def batches(self, indices: Indices, first: int = 0) -> Iterator[tuple[Indices, Images]]:
+        """Batches of images, each of one magnification; the next is read while one is used.
+
+        first : images of the first batch, if it shall have fewer.
+        """
         for part in by_magnification(indices, self.inputs.magnification):
-            yield from self.inputs.images.batches(part, self.batch_size)
+            yield from self.inputs.images.batches(part, self.batch_size, first)
+            first = 0
 
     def run(
         self,
@@ -97,7 +103,7 @@ class Sweep:
             return part, made, scores.scored
 
         estimates = []
-        for part, made, scored in self._in_order(work, self.batches(indices), n_lanes):
+        for part, made, scored in self._in_order(work, self.batches(indices, FIRST_BATCH), n_lanes):
             estimates.append((part, made))
             sums[0].candidates += scored
             if bar is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -134,11 +135,16 @@ class ParticleImages:
         return images
 
     def batches(
-        self, indices: NDArray[np.integer[Any]], size: int
+        self, indices: NDArray[np.integer[Any]], size: int, first: int = 0
     ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.float32]]]:
-        """(indices, images) of consecutive batches of `size`; the next is read while one is used."""
+        """(indices, images) of consecutive batches of `size`; the next is read while one is used.
+
+        first : size of the first batch, if it is smaller.
+        """
         order: NDArray[np.int64] = np.asarray(indices, dtype=np.int64)
-        parts = [order[start : start + size] for start in range(0, len(order), size)]
+        head = min(first or size, size)
+        starts = [0, *range(head, len(order), size)] if len(order) else []
+        parts = [order[a:b] for a, b in itertools.pairwise([*starts, len(order)])]
         with ThreadPoolExecutor(max_workers=1) as reader:
             ahead: Future[NDArray[np.float32]] | None = reader.submit(self.read, parts[0]) if parts else None
             for number, part in enumerate(parts):

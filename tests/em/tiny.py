@@ -43,10 +43,10 @@ class Images:
         self.box_size = stack.shape[-1]
         self.pixel_size = PIXEL_SIZE
 
-    def batches(self, indices: np.ndarray, size: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    def batches(self, indices: np.ndarray, size: int, first: int = 0) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         """Consecutive batches."""
-        for start in range(0, len(indices), size):
-            part = indices[start : start + size]
+        head = min(first or size, size)
+        for part in np.split(indices, range(head, len(indices), size)):
             yield part, self.stack[part]
 
 
