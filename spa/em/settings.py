@@ -97,7 +97,7 @@ class Search:
 
     precision: Precision = field(default_factory=Precision)
     """How closely steerable scores follow slices (see `spa.em.steerable`): 0.05 rms of the log-likelihood in all."""
-    coarse_tolerance: float = 0.2
+    coarse_tolerance: float = 0.3
     """The tolerance of levels that only choose candidates, in place of that of `precision`: far below what their
     coarseness costs."""
     dense_order: int = 2
@@ -115,7 +115,7 @@ class Search:
     """Most survivors an image may keep after a later level."""
     insertion_mass: float = 0.95
     """Share of the posterior that enters the maximisation step."""
-    insertion_cap: int = 2000
+    insertion_cap: int = 600
     """Most candidates of an image that enter it; only the first iterations, with broad posteriors, reach it."""
     resolution_factor: float = 1.2
     """kmax of a level: this many times the resolution at which half an angular step is half a wavelength."""
