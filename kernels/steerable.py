@@ -225,8 +225,8 @@ def steered_scores(
     if is_device(rows):
         owner = (xp.searchsorted(image_offsets, xp.arange(n_groups), side="right") - 1).astype(np.int32)
         order_of = xp.searchsorted(norm_starts, xp.arange(n_pairs), side="right") - 1
-        tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, norm_turns)
-        tables = (*tables, order_of.astype(np.int32))
+        norms = norm_turns, order_of.astype(np.int32)
+        tables = (rows, row_of, norm_rows, coefficients, moments, place, cosine, sine, *norms)
         held = min(2 * n, _TURNED)
         sizes = (n, n_even, n_pairs, n_orders, n_psi, row_of.shape[1], held)
         lists = (owner, orientation, group_offsets, candidate_shift)

@@ -127,8 +127,8 @@ class Sweep:
                 stack.callback(lane.shutdown, wait=True, cancel_futures=True)
             pending: deque[Future[Any]] = deque()
             for number, (part, images) in enumerate(batches, start=1):
-                lane = number % n_lanes
-                pending.append(lanes[lane].submit(work, lane, part, images))
+                turn = number % n_lanes
+                pending.append(lanes[turn].submit(work, turn, part, images))
                 if len(pending) > QUEUED * n_lanes:
                     yield pending.popleft().result()
             while pending:

@@ -83,7 +83,7 @@ class DirectionTable:
     @staticmethod
     def size(n_directions: int, basis: Basis) -> int:
         """Bytes of a table."""
-        return 4 * n_directions * (basis.n_coefficients + basis.norm_rows.shape[1])
+        return int(4 * n_directions * (basis.n_coefficients + basis.norm_rows.shape[1]))
 
     def basis_for(self, batch: Batch) -> Basis:
         """The basis on the image side, for the magnification of a batch."""
