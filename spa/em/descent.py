@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -36,6 +37,7 @@ class Descent:
     table_memory : bytes that the tables of all levels may take.
     rotations : (n, 3, 3) last poses of all images that will be searched; their number tells whether a table pays.
     stretch : how much further out than its pixels an image may sample a slice (see `Preparer.stretch`).
+    norm_orders : angular orders that the CTFs of the images ask for (see `Preparer.norm_orders`).
 
     Notes
     -----
@@ -52,12 +54,14 @@ class Descent:
         table_memory: int,
         rotations: np.ndarray[Any, Any],
         stretch: float = 1.0,
+        norm_orders: int = 0,
     ) -> None:
         self.reference = reference
         self.step = step
         self.search = search
         self.memory = memory
         self._stretch = stretch
+        self._norm_orders = max(norm_orders, search.precision.norm_orders)
         self._table_memory = table_memory
         self._rotations = rotations
         self._tables: dict[int, DirectionTable | None] = {}
@@ -133,7 +137,8 @@ class Descent:
         return np.asarray((top[:, None] * ratio + np.arange(ratio)).ravel(), dtype=np.int64)
 
     def _rings(self, kmax: int, box: int) -> Rings:
-        return make_rings(box, kmax, self.reference.radius, self.search.precision, self._stretch)
+        precision = replace(self.search.precision, norm_orders=self._norm_orders)
+        return make_rings(box, kmax, self.reference.radius, precision, self._stretch)
 
     def _basis(self, depth: int, batch: Batch) -> Basis:
         """The basis of a level; levels with the same kmax and tolerance share theirs."""
@@ -147,7 +152,8 @@ class Descent:
             mean_weight = to_host(batch.weighted(kmax)[1].mean(0)).astype(np.float64)
             n = len(mean_weight)
             x, y = to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])
-            self._bases[kmax, tolerance] = make_basis(rings, x, y, sample, mean_weight, tolerance)
+            share = self.search.unscaled_share if self.step.fit_scale else 1.0
+            self._bases[kmax, tolerance] = make_basis(rings, x, y, sample, mean_weight, tolerance, share)
         return self._bases[kmax, tolerance]
 
     def _temperature(self, best: Array, depth: int) -> Array:

@@ -12,7 +12,7 @@ from spa import healpix
 from spa.em import output
 from spa.em.accuracy import estimate_accuracy
 from spa.em.expectation import Reference, Step
-from spa.em.images import InitialNoise, Preparer
+from spa.em.images import InitialNoise, Preparer, unlike_the_others
 from spa.em.inputs import Inputs
 from spa.em.maximisation import (
     Estimates,
@@ -161,13 +161,17 @@ class Engine:
     def _first_state(self) -> State:
         """Noise from the images, maps from the reference."""
         noise = [InitialNoise(self.inputs.n_optics, self.box) for _ in range(self.n_halves)]
+        power = np.full(self.inputs.n_particles, np.nan)
         bar = self.job.progress(self.inputs.n_particles, "noise spectra")
         for half in range(self.n_halves):
             for indices, images in self.sweep.batches(self.half_indices(half)):
-                noise[half].add(images, self.inputs.optics[indices])
+                power[indices] = noise[half].add(images, self.inputs.optics[indices])
                 bar.update(len(indices))
                 self.job.check_abort()
         bar.close()
+        damaged = unlike_the_others(power, self.options.i)
+        if damaged:
+            self.job.warn(damaged)
         shells = self.box // 2 + 1
         reference = self.inputs.reference * self._solvent_mask()
         maps = np.broadcast_to(reference.astype(np.float32), (self.n_halves, 1, *reference.shape)).copy()

@@ -9,10 +9,18 @@ import numpy as np
 
 from spa.aberrations import Aberrations, PixelAberrations
 from spa.em.state import Batch, FloatArray, Poses
+from spa.errors import InputError
 from spa.fourier import forward, gather, inverse, phase_factors, scatter, shift
 from spa.grids import FourierPixels, half_plane, rfft_shells
 from spa.kernels.backend import Array, to_device, to_host, xp_of
 from spa.kernels.ctf import evaluate_ctf
+
+UNDERSAMPLED = 0.9 * np.pi
+"""Phase (radians) by which CTF^2 may change from one Fourier pixel to the next and still count as smooth."""
+OUTLIER_POWER = 30.0
+"""Power of an image, in units of the median, beyond which it is no noisy image but a damaged one."""
+ALL_ORDERS = 48
+"""Highest angular order of the norm; beyond it nothing was left to gain."""
 
 
 class Preparer:
@@ -63,6 +71,20 @@ class Preparer:
         radius = np.hypot(self.pixels.kx, self.pixels.ky)
         sampled = [np.hypot(to_host(x), to_host(y)) / radius for x, y in self.aberrations.slices]
         return float(np.max(sampled))
+
+    def norm_orders(self, kmax: int) -> int:
+        """Highest angular order of CTF^2 that matters up to a Fourier radius.
+
+        Astigmatism turns the phase by a cos(2 theta), whose orders die out a few beyond 2 a. Where CTF^2 changes by
+        half a period from one pixel to the next, the pixels of a ring see a pattern of all orders.
+        """
+        if self.coefficients is None:
+            return 0
+        defocus, astigmatism, _, quadratic = np.abs(self.coefficients[:, :4]).T
+        if float((4 * quadratic * defocus).max()) * kmax > UNDERSAMPLED:
+            return ALL_ORDERS
+        swing = float((2 * quadratic * astigmatism).max()) * kmax**2
+        return min(ALL_ORDERS, 2 * int(np.ceil(swing + 3)))
 
     def batch(
         self,
@@ -155,6 +177,27 @@ def by_magnification(
     return [indices] if len(present) < 2 else [indices[classes == c] for c in present]
 
 
+def unlike_the_others(power: FloatArray, path: str) -> str | None:
+    """What is to be said of images far stronger than the others, None where there are none.
+
+    power : float64 (n_particles,), mean power of each image, NaN where it was not looked at. Raises InputError if half
+    of the images or more hold nothing.
+    """
+    typical = float(np.nanmedian(power))
+    if not (np.isfinite(typical) and typical > 0):
+        row = int(np.argmax(power == 0)) + 1
+        raise InputError(
+            f"{path}: data_particles, row {row}: expected an image with contrast; it is constant, as are half or more"
+        )
+    strong = np.nonzero(power > OUTLIER_POWER * typical)[0]
+    if not len(strong):
+        return None
+    return (
+        f"{path}: {len(strong)} image{'s have' if len(strong) > 1 else ' has'} more than {OUTLIER_POWER:.0f} times the "
+        f"power of the others and will spoil the noise spectra; the first is data_particles, row {strong[0] + 1}"
+    )
+
+
 class InitialNoise:
     """Noise spectra before there is a model: mean power of the images minus power of their mean."""
 
@@ -164,12 +207,14 @@ class InitialNoise:
         self.mean = np.zeros((n_optics, len(self.pixels)), complex)
         self.count = np.zeros(n_optics, np.int64)
 
-    def add(self, images: FloatArray, optics: np.ndarray[Any, Any]) -> None:
-        """Add images (n, box, box) with their optics groups (n,)."""
+    def add(self, images: FloatArray, optics: np.ndarray[Any, Any]) -> FloatArray:
+        """Add images (n, box, box) with their optics groups (n,); returns the mean power of each image, (n,)."""
         spectra = gather(forward(images), self.pixels)
-        np.add.at(self.power, optics, np.abs(spectra) ** 2)
+        power = np.abs(spectra) ** 2
+        np.add.at(self.power, optics, power)
         np.add.at(self.mean, optics, spectra)
         np.add.at(self.count, optics, 1)
+        return np.asarray(power.mean(1))
 
     def spectra(self) -> FloatArray:
         """Variance of the real and of the imaginary part, float64 (n_optics, n_shells)."""

@@ -204,7 +204,7 @@ class Schedule:
     def _level_kmax(self, order: int, kmax: int) -> int:
         """Fourier radius beyond which a level's angular step is too coarse at the particle's edge."""
         step = np.radians(healpix.angular_step(order)) * self.radius
-        return max(4, min(kmax, int(np.ceil(self.search.resolution_factor * self.box / step))))
+        return min(kmax, max(4, int(np.ceil(self.search.resolution_factor * self.box / step))))
 
     def _levels(self, kmax: int, perturbation: np.ndarray[Any, Any]) -> list[Level]:
         """Levels of a global search, the dense one first; a rescue stops where local searches start."""

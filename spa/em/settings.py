@@ -100,6 +100,8 @@ class Search:
     coarse_tolerance: float = 0.3
     """The tolerance of levels that only choose candidates, in place of that of `precision`: far below what their
     coarseness costs."""
+    unscaled_share: float = 0.005
+    """While the grey scale is being fitted, the share of the signal's amplitude that a basis may leave out."""
     dense_order: int = 2
     """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
     temperature: float = 0.5

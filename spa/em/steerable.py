@@ -197,7 +197,13 @@ class Basis:
 
 
 def make_basis(
-    rings: Rings, x: FloatArray, y: FloatArray, sample: Array, mean_weight: FloatArray, tolerance: float
+    rings: Rings,
+    x: FloatArray,
+    y: FloatArray,
+    sample: Array,
+    mean_weight: FloatArray,
+    tolerance: float,
+    share: float = 1.0,
 ) -> Basis:
     """The basis for references like the sampled ones.
 
@@ -207,6 +213,8 @@ def make_basis(
     sample : complex64 (n, n_rings, n_angles), slices on the rings at directions all over the sphere.
     mean_weight : float64 (n_pixels,), mean of CTF^2 / sigma^2 over the images.
     tolerance : what may be left out, as the standard deviation of the log-likelihood; 0 keeps every Bessel function.
+    share : what may be left out as a share of all there is, which counts where the grey scale of the references is not
+        that of the images.
 
     Notes
     -----
@@ -235,7 +243,8 @@ def make_basis(
         main = main[:, ::-1]
         analyses.append(bessel @ forward @ main)
         functions.append(bessel @ backward @ main)
-    least = _least_kept(np.concatenate(values), tolerance)
+    everything = np.concatenate(values)
+    least = _least_kept(everything, min(tolerance, share * float(np.sqrt(everything.sum()))))
     kept = [int((v >= least).sum()) for v in values]
     by_parity = [[m for m in range(parity, len(kept), 2) if kept[m]] for parity in (0, 1)]
     if not by_parity[1]:

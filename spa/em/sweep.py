@@ -90,7 +90,8 @@ class Sweep:
         n_lanes = self._lanes(step.kmax, len(reference.log_pdf_class))
         memory = self.memory // 8 // n_lanes
         rotations = poses.rotations[indices]
-        descent = Descent(reference, step, self.search, memory, self.memory // 2, rotations, self.prepare.stretch)
+        shape = self.prepare.stretch, self.prepare.norm_orders(step.score_kmax)
+        descent = Descent(reference, step, self.search, memory, self.memory // 2, rotations, *shape)
         sums = [self._new_sums(reference, step) for _ in range(n_lanes)]
 
         def work(lane: int, part: Indices, images: Images) -> tuple[Indices, Estimates, int]:

@@ -105,10 +105,11 @@ def test_mirrored_reference_gives_the_mirrored_map(
     assert tiny.correlation(a, mirror(b)) < 0.9
 
 
+@pytest.mark.parametrize("scale", [50.0, 1e-3])
 def test_wrong_grey_scale_is_noticed_and_fitted(
-    data: tiny.Data, start: np.ndarray, refined: Engine, tmp_path: Path
+    data: tiny.Data, start: np.ndarray, refined: Engine, tmp_path: Path, scale: float
 ) -> None:
-    other = refine(tmp_path, data, start * 50)
+    other = refine(tmp_path, data, start * np.float32(scale))
     assert any("grey scale" in line for line in other.job.said)  # type: ignore[attr-defined]
     assert tiny.correlation(refined.final_map, other.final_map) > 0.95
 

@@ -11,8 +11,9 @@ import pytest
 from spa import euler
 from spa.aberrations import Aberrations, with_beam_tilt
 from spa.ctf import coefficients, wavelength
-from spa.em.images import Preparer, by_magnification
+from spa.em.images import ALL_ORDERS, Preparer, by_magnification, unlike_the_others
 from spa.em.state import Batch, Poses
+from spa.errors import InputError
 from spa.fourier import forward, gather, inverse, phase_factors, reference_transform, scatter
 from spa.fsc import fsc
 from spa.grids import half_plane, radius_grid
@@ -187,3 +188,22 @@ def test_preparing_works_on_every_device(device: Callable[[Any], Any], monkeypat
         for name in ("spectra", "scored", "ctf", "slice_x"):
             x, y = to_host(getattr(a, name)), getattr(b, name)
             np.testing.assert_allclose(x, y, atol=1e-4 * np.abs(y).max())
+
+
+def test_a_damaged_image_is_named_and_constant_ones_are_refused() -> None:
+    power = np.random.default_rng(0).uniform(0.5, 2, 40)
+    assert unlike_the_others(power, "p.star") is None
+    power[7], power[9] = 1e4, np.nan
+    assert "p.star: 1 image has more than 30 times the power" in str(unlike_the_others(power, "p.star"))
+    assert "data_particles, row 8" in str(unlike_the_others(power, "p.star"))
+    power[10:] = 0
+    with pytest.raises(InputError, match="p.star: data_particles, row 11: expected an image with contrast"):
+        unlike_the_others(power, "p.star")
+
+
+@pytest.mark.parametrize(("defocus", "difference", "expected"), [(5e3, 0, 6), (5e3, 1e4, 14), (5e4, 0, ALL_ORDERS)])
+def test_the_norm_has_the_orders_that_the_ctf_asks_for(defocus: float, difference: float, expected: int) -> None:
+    box, kmax = 64, 20
+    ctf = coefficients(defocus + difference, defocus, 0.0, 300.0, 2.7, 0.1, 0.0, 0.0, 1.0, 4.0, box)
+    prepare = Preparer(box, np.atleast_2d(ctf).astype(np.float32), np.zeros(1, int), np.zeros(1, int), None, None)
+    assert prepare.norm_orders(kmax) == expected
