@@ -111,13 +111,13 @@ class Search:
     the more its error outweighs differences between candidates, so the temperature falls with it."""
     mass: float = 0.999
     """Share of the tempered posterior that survives a level."""
-    dense_cap: int = 600
+    dense_cap: int = 400
     """Most survivors an image may keep after the dense level; more brought nothing on real particles."""
-    level_cap: int = 800
+    level_cap: int = 500
     """Most survivors an image may keep after a later level."""
     insertion_mass: float = 0.95
     """Share of the posterior that enters the maximisation step."""
-    insertion_cap: int = 600
+    insertion_cap: int = 500
     """Most candidates of an image that enter it; only the first iterations, with broad posteriors, reach it."""
     resolution_factor: float = 1.2
     """kmax of a level: this many times the resolution at which half an angular step is half a wavelength."""

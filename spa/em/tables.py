@@ -19,6 +19,8 @@ IntArray = np.ndarray[Any, np.dtype[np.int64]]
 
 RING_CHUNK = 128
 """Directions whose rings are held at one time."""
+LISTED_ROWS, DEVICE_LISTED_ROWS = 1024, 16384
+"""Shifted images held at one time by listed scores, on a CPU (so that memory is used again) and on a GPU."""
 TILE_ROWS, TILE_DIRECTIONS = 240, 96
 """Shifted images and directions of one tile of the dense pass: its spectra stay in a core's cache."""
 DEVICE_TILE_ROWS, DEVICE_TILE_DIRECTIONS = 4096, 256
@@ -117,7 +119,9 @@ class DirectionTable:
         cross = xp.empty(len(candidates.shift), np.float32)
         norm = xp.empty(len(candidates.orientation), np.float32)
         moments = weights @ basis.norm_rows
-        for start, stop in itertools.pairwise(runs(row_ends, max(1, memory // (4 * basis.n_coefficients + 8 * n)))):
+        most = DEVICE_LISTED_ROWS if is_device(images) else LISTED_ROWS
+        most = max(1, min(most, memory // (4 * basis.n_coefficients + 8 * n)))
+        for start, stop in itertools.pairwise(runs(row_ends, most)):
             rows = slice(int(row_ends[start]), int(row_ends[stop]))
             shifted = shifted_rows(
                 images, batch.kx[:n], batch.ky[:n], offsets, row_image[rows], row_shift[rows], batch.pixels.box_size
