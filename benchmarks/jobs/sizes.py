@@ -149,10 +149,10 @@ def run_cases(cases: tuple[Case, ...], arguments: argparse.Namespace, folder: Pa
     kept = folder / "sizes.jsonl"
     lines = kept.read_text(encoding="utf-8").splitlines() if kept.is_file() else []
     rows = [Row.from_dict(json.loads(line)) for line in lines]
-    todo = [case for case in cases if case not in [row.case for row in rows]]
-    if todo:
+    left = [case for case in cases if case not in [row.case for row in rows]]
+    if left:
         warm_up(arguments.j)
-    for case in todo:
+    for case in left:
         print(f"\n{case.name}", flush=True)
         try:
             rows.append(run_case(case, arguments, folder / case.name))

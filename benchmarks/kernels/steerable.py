@@ -17,7 +17,8 @@ from spa.em.tables import DensePass, DirectionTable, ring_slices
 from spa.fourier import reference_transform
 from spa.grids import half_plane as pixels_of
 from spa.kernels.backend import to_host
-from spa.kernels.steerable import keep_best, new_survivors, shifted_rows, steered_scores
+from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.kernels.survivors import keep_best, new_survivors
 from spa.mask import soft_sphere
 
 

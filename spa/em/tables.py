@@ -13,7 +13,8 @@ from spa.em.state import Batch, FloatArray
 from spa.em.steerable import Basis, Rings, table_rows
 from spa.kernels.backend import Array, is_device, share_out, to_host, to_like, xp_of
 from spa.kernels.slices import extract_slices
-from spa.kernels.steerable import Survivors, keep_best, new_survivors, shifted_rows, steered_scores
+from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.kernels.survivors import Survivors, keep_best, new_survivors
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
 

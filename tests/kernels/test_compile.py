@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from spa.kernels import ctf, loader, posterior, steerable
+from spa.kernels import ctf, loader, posterior, survivors
 
 DEFINES: dict[str, tuple[tuple[tuple[str, str], ...], ...]] = {
     "slices": ((("DIM", "2"),), (("DIM", "3"),)),
     "posterior": (posterior.DEFINES,),
     "ctf": (ctf.DEFINES, ctf.SYMMETRIC_DEFINES),
-    "survivors": tuple(steerable.survivor_defines(n_psi) for n_psi in (6, 12, 24, 48, 96, 192)),
+    "survivors": tuple(survivors.survivor_defines(n_psi) for n_psi in (6, 12, 24, 48, 96, 192)),
 }
 """The preambles that a kernel file is compiled with; a file not named here needs none."""
 

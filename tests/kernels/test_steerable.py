@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 
 from spa.kernels.backend import to_host
-from spa.kernels.steerable import Survivors, keep_best, new_survivors, shifted_rows, steered_scores
+from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.kernels.survivors import Survivors, keep_best, new_survivors
 from tests.kernels import truth
 
 BOX, KMAX = 16, 7
