@@ -32,10 +32,8 @@ SETTLED = 0.8
 """Poses have settled when their median change is no longer below this share of the last iteration's."""
 RESCUE_SETTLED = 0.05
 """Share of the poses that a global search may move, before convergence, without another iteration to follow."""
-STEP_PER_ACCURACY = 1.25
-"""Angular step that suffices, in accuracies of the poses: these are means over the posterior, finer than its grid."""
 STILL = 0.5
-"""Poses that move by less than this share of their accuracy in the median need no second iteration to have settled."""
+"""Poses that move by less than this share of their accuracy in the median have settled, too."""
 MAX_ITERATIONS = 30
 
 
@@ -168,9 +166,8 @@ class Schedule:
         p.best_shell = max(p.best_shell, state.resolution_shell)
         p.at_order += 1
         step = max(state.accuracy_rotations, healpix.angular_step(p.order))
-        still = median_change < STILL * state.accuracy_rotations
-        calm = still or (median_change > SETTLED * p.last_change and p.at_order >= ITERATIONS_PER_ORDER)
-        settled = calm and median_change < MOVING * step
+        calm = median_change > SETTLED * p.last_change or median_change < STILL * state.accuracy_rotations
+        settled = calm and median_change < MOVING * step and p.at_order >= ITERATIONS_PER_ORDER
         p.last_change = median_change
         wanted = self._wanted_order(state.accuracy_rotations)
         if p.order < wanted and (state.iteration == 1 or not grew or p.at_order >= ITERATIONS_PER_ORDER):
@@ -195,9 +192,9 @@ class Schedule:
         return state.score_kmax
 
     def _wanted_order(self, accuracy: float) -> int:
-        """The coarsest order whose step suffices for the angular accuracy, at least the one asked for."""
+        """The coarsest order whose step is within the angular accuracy, at least the one asked for."""
         order = self.first_order
-        while order < FINEST_ORDER and healpix.angular_step(order) > STEP_PER_ACCURACY * accuracy:
+        while order < FINEST_ORDER and healpix.angular_step(order) > accuracy:
             order += 1
         return order
 
