@@ -10,6 +10,8 @@ from spa.kernels.elementary import RELAXED
 from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 _TILE = 64
+_TOGETHER = 16
+"""Slices that share a pass over the pixels: neighbours on the sphere then find each other's voxels in the cache."""
 _SAMPLE = 37
 
 
@@ -48,31 +50,33 @@ def _locate(kx, ky, rotation, shape, sign, fraction, corner):  # type: ignore[no
 def _extract_cpu(references, shape, classes, rotations, kx, ky, out):  # type: ignore[no-untyped-def]
     row, plane = np.uint64(2 * shape[2]), np.uint64(2 * shape[2] * shape[1])
     one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
-    for n in prange(classes.size):
+    for group in prange(-(-classes.size // _TOGETHER)):
         sign = np.empty(_TILE, np.float32)
         fraction = np.empty((3, _TILE), np.float32)
         corner = np.empty(_TILE, np.uint64)
-        voxels = references[classes[n]]
+        first, last = group * _TOGETHER, min((group + 1) * _TOGETHER, classes.size)
         for start in range(0, kx.size, _TILE):
             stop = min(start + _TILE, kx.size)
-            _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, corner)
-            for k in range(stop - start):
-                fx, fy, fz = fraction[0, k], fraction[1, k], fraction[2, k]
-                a = two * corner[k]
-                b = a + row
-                real0 = voxels[a] + fy * (voxels[b] - voxels[a])
-                imag0 = voxels[a + one] + fy * (voxels[b + one] - voxels[a + one])
-                real1 = voxels[a + two] + fy * (voxels[b + two] - voxels[a + two])
-                imag1 = voxels[a + three] + fy * (voxels[b + three] - voxels[a + three])
-                if shape[0] > 1:
-                    c = a + plane
-                    d = c + row
-                    real0 += fz * (voxels[c] + fy * (voxels[d] - voxels[c]) - real0)
-                    imag0 += fz * (voxels[c + one] + fy * (voxels[d + one] - voxels[c + one]) - imag0)
-                    real1 += fz * (voxels[c + two] + fy * (voxels[d + two] - voxels[c + two]) - real1)
-                    imag1 += fz * (voxels[c + three] + fy * (voxels[d + three] - voxels[c + three]) - imag1)
-                out[n, 2 * (start + k)] = (sign[k] * sign[k]) * (real0 + fx * (real1 - real0))
-                out[n, 2 * (start + k) + 1] = sign[k] * (imag0 + fx * (imag1 - imag0))
+            for n in range(first, last):
+                voxels = references[classes[n]]
+                _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, corner)
+                for k in range(stop - start):
+                    fx, fy, fz = fraction[0, k], fraction[1, k], fraction[2, k]
+                    a = two * corner[k]
+                    b = a + row
+                    real0 = voxels[a] + fy * (voxels[b] - voxels[a])
+                    imag0 = voxels[a + one] + fy * (voxels[b + one] - voxels[a + one])
+                    real1 = voxels[a + two] + fy * (voxels[b + two] - voxels[a + two])
+                    imag1 = voxels[a + three] + fy * (voxels[b + three] - voxels[a + three])
+                    if shape[0] > 1:
+                        c = a + plane
+                        d = c + row
+                        real0 += fz * (voxels[c] + fy * (voxels[d] - voxels[c]) - real0)
+                        imag0 += fz * (voxels[c + one] + fy * (voxels[d + one] - voxels[c + one]) - imag0)
+                        real1 += fz * (voxels[c + two] + fy * (voxels[d + two] - voxels[c + two]) - real1)
+                        imag1 += fz * (voxels[c + three] + fy * (voxels[d + three] - voxels[c + three]) - imag1)
+                    out[n, 2 * (start + k)] = (sign[k] * sign[k]) * (real0 + fx * (real1 - real0))
+                    out[n, 2 * (start + k) + 1] = sign[k] * (imag0 + fx * (imag1 - imag0))
 
 
 @njit(cache=True, nogil=True, fastmath=RELAXED)
@@ -120,30 +124,31 @@ def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights
         sign = np.empty(_TILE, np.float32)
         fraction = np.empty((3, _TILE), np.float32)
         corner = np.empty(_TILE, np.uint64)
-        for n in range(classes.size):
-            volume, total = data[classes[n]], weight[classes[n]]
+        for group in range(0, classes.size, _TOGETHER):
             for start in range(0, kx.size, _TILE):
                 stop = min(start + _TILE, kx.size)
-                _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, corner)
-                for k in range(stop - start):
-                    at = corner[k]
-                    low = np.int64(at) // owned
-                    if sign[k] == 0 or low < first - 1 or low >= last:
-                        continue
-                    real = values[n, 2 * (start + k)]
-                    imag = sign[k] * values[n, 2 * (start + k) + 1]
-                    w = weights[n, start + k]
-                    fx, fy = fraction[0, k], fraction[1, k]
-                    fz = fy if flat else fraction[2, k]
-                    for side in range(2):
-                        if low + side < first or low + side >= last:
+                for n in range(group, min(group + _TOGETHER, classes.size)):
+                    volume, total = data[classes[n]], weight[classes[n]]
+                    _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, corner)
+                    for k in range(stop - start):
+                        at = corner[k]
+                        low = np.int64(at) // owned
+                        if sign[k] == 0 or low < first - 1 or low >= last:
                             continue
-                        g = fz if side else np.float32(1) - fz
-                        corner_at = at + (row if flat else plane) * np.uint64(side)
-                        for dy in range(1 if flat else 2):
-                            g1 = g if flat else g * (fy if dy else np.float32(1) - fy)
-                            here = corner_at + row * np.uint64(dy)
-                            _add_pair(volume, total, here, g1 - g1 * fx, g1 * fx, real, imag, w)
+                        real = values[n, 2 * (start + k)]
+                        imag = sign[k] * values[n, 2 * (start + k) + 1]
+                        w = weights[n, start + k]
+                        fx, fy = fraction[0, k], fraction[1, k]
+                        fz = fy if flat else fraction[2, k]
+                        for side in range(2):
+                            if low + side < first or low + side >= last:
+                                continue
+                            g = fz if side else np.float32(1) - fz
+                            corner_at = at + (row if flat else plane) * np.uint64(side)
+                            for dy in range(1 if flat else 2):
+                                g1 = g if flat else g * (fy if dy else np.float32(1) - fy)
+                                here = corner_at + row * np.uint64(dy)
+                                _add_pair(volume, total, here, g1 - g1 * fx, g1 * fx, real, imag, w)
 
 
 def _check(stack: Array, classes: Array, rotations: Array, kx: Array, ky: Array) -> tuple[int, ...]:

@@ -14,10 +14,10 @@ IntArray = NDArray[np.int32]
 
 @dataclass(frozen=True)
 class FourierPixels:
-    """The independent Fourier pixels of a real image, sorted by radius.
+    """The independent Fourier pixels of a real image, shell by shell and by angle within a shell.
 
     kx > 0, or kx = 0 and ky > 0, so one of each Friedel pair and no DC; radius < kmax + 1/2. A smaller kmax
-    is a prefix of the list. All arrays have shape (n_pixels,); frequencies are in Fourier pixels.
+    is a prefix of the list, and neighbours in the list lie next to each other, for the sake of caches. All arrays have shape (n_pixels,); frequencies are in Fourier pixels.
     """
 
     box_size: int
@@ -33,7 +33,7 @@ class FourierPixels:
 
     def prefix(self, kmax: int) -> int:
         """The number of leading pixels with radius < kmax + 1/2."""
-        return int(np.searchsorted(self.radius, kmax + 0.5, side="left"))
+        return int(np.searchsorted(self.shell, kmax, side="right"))
 
 
 @lru_cache(maxsize=64)
@@ -49,11 +49,10 @@ def half_plane(box_size: int, kmax: int) -> FourierPixels:
     ky, kx = np.meshgrid(k, k, indexing="ij")
     squared = kx**2 + ky**2
     keep = (squared < (kmax + 0.5) ** 2) & ((kx > 0) | ((kx == 0) & (ky > 0)))
-    kx, ky, squared = kx[keep], ky[keep], squared[keep]
-    order = np.argsort(squared, kind="stable")
-    radius = np.sqrt(squared[order]).astype(np.float32)
+    kx, ky, radius = kx[keep], ky[keep], np.sqrt(squared[keep])
     shell = np.rint(radius).astype(np.int32)
-    arrays = (kx[order].astype(np.int32), ky[order].astype(np.int32), radius, shell)
+    order = np.lexsort((np.arctan2(ky, kx), shell))
+    arrays = (kx[order].astype(np.int32), ky[order].astype(np.int32), radius[order].astype(np.float32), shell[order])
     for a in arrays:
         a.setflags(write=False)
     return FourierPixels(box_size, kmax, *arrays)

@@ -92,7 +92,7 @@ class Descent:
                 break
             best = posterior(log_weight, survivors.candidate_offsets, search.mass, 1.0, 0).best
             image = segment_index(survivors.candidate_offsets, len(log_weight))
-            tempered = log_weight * self._temperature(log_weight[best], depth)[image]
+            tempered = log_weight * self._temperature(log_weight[best], depth, batch.pixels.box_size)[image]
             chosen = posterior(tempered, survivors.candidate_offsets, search.mass, 1.0, search.level_cap)
             survivors = keep(survivors, tempered >= chosen.threshold[image])
         final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, search.insertion_cap)
@@ -156,11 +156,12 @@ class Descent:
             self._bases[kmax, tolerance] = make_basis(rings, x, y, sample, mean_weight, tolerance, share)
         return self._bases[kmax, tolerance]
 
-    def _temperature(self, best: Array, depth: int) -> Array:
+    def _temperature(self, best: Array, depth: int, box: int) -> Array:
         """Exponent per image, float32, that lets survive what the coarseness of a level may have put too low."""
-        search = self.search
-        coldest = search.temperature if depth <= 1 else 1.0
-        allowance = search.coarse_error * xp_of(best).maximum(best, 1)
+        search, level = self.search, self.step.levels[depth]
+        coarseness = min(1.0, level.kmax / search.resolved_kmax(level.angular_step, self.reference.radius, box))
+        coldest = 1 - coarseness * (1 - search.temperature) if depth <= 1 else 1.0
+        allowance = coarseness * search.coarse_error * xp_of(best).maximum(best, 1)
         return xp_of(best).minimum(coldest, -np.log(1 - search.mass) / allowance).astype(np.float32)
 
     def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
@@ -190,7 +191,7 @@ class Descent:
         ends = xp.concatenate([xp.zeros(1, np.int64), xp.cumsum(found.counts)])
         image = segment_index(ends, len(values))
         best = posterior(values, ends, search.mass, 1.0, 0).best
-        tempered = values * self._temperature(values[best], 0)[image]
+        tempered = values * self._temperature(values[best], 0, batch.pixels.box_size)[image]
         chosen = posterior(tempered, ends, search.mass, 1.0, search.dense_cap)
         kept = tempered >= chosen.threshold[image]
         flat = xp.sort(image[kept] * per_image + codes[kept])

@@ -200,8 +200,8 @@ class Schedule:
 
     def _level_kmax(self, order: int, kmax: int) -> int:
         """Fourier radius beyond which a level's angular step is too coarse at the particle's edge."""
-        step = np.radians(healpix.angular_step(order)) * self.radius
-        return min(kmax, max(4, int(np.ceil(self.search.resolution_factor * self.box / step))))
+        resolved = self.search.resolved_kmax(healpix.angular_step(order), self.radius, self.box)
+        return min(kmax, max(4, int(np.ceil(resolved))))
 
     def _levels(self, kmax: int, perturbation: np.ndarray[Any, Any]) -> list[Level]:
         """Levels of a global search, the dense one first; a rescue stops where local searches start."""

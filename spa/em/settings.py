@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+import numpy as np
+
 from spa.em.steerable import Precision
 from spa.options import CommonOptions, option
 
@@ -105,9 +107,10 @@ class Search:
     dense_order: int = 2
     """HEALPix order of the dense first level of a global search: 192 directions, 15° apart."""
     temperature: float = 0.5
-    """Exponent of the tempered selection at the two coarsest levels."""
+    """Exponent of the tempered selection at the two coarsest levels, where they look as far out as their angular
+    step allows (`resolved_kmax`); nearer to 1 where they look less far and the step matters less."""
     coarse_error: float = 0.15
-    """Share of the best log-likelihood by which a coarse level may misjudge a candidate: the stronger the signal,
+    """Share of the best log-likelihood by which such a level may misjudge a candidate: the stronger the signal,
     the more its error outweighs differences between candidates, so the temperature falls with it."""
     mass: float = 0.999
     """Share of the tempered posterior that survives a level."""
@@ -135,3 +138,7 @@ class Search:
     """Candidates farther than this from the best one (degrees) are another mode, not part of its mean pose."""
     mean_pose_weight: float = 0.02
     """Candidates below this share of the best weight do not enter the mean pose."""
+
+    def resolved_kmax(self, angular_step: float, radius: float, box: int) -> float:
+        """Fourier radius beyond which an angular step (degrees) is too coarse at the edge of a particle (pixels)."""
+        return self.resolution_factor * box / (np.radians(angular_step) * radius)

@@ -25,7 +25,8 @@ def test_half_plane_and_its_mates_are_the_disc_without_its_centre(half, data):
     assert points.isdisjoint(mates)
     assert points | mates == disc
     assert len(points) == len(pixels)
-    assert np.all(np.diff(pixels.radius) >= 0)
+    assert np.all(np.diff(pixels.shell) >= 0)
+    np.testing.assert_array_equal(pixels.shell, np.rint(np.hypot(pixels.kx, pixels.ky)))
     assert pixels.shell.max() == kmax
 
 
