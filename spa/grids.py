@@ -17,7 +17,8 @@ class FourierPixels:
     """The independent Fourier pixels of a real image, shell by shell and by angle within a shell.
 
     kx > 0, or kx = 0 and ky > 0, so one of each Friedel pair and no DC; radius < kmax + 1/2. A smaller kmax
-    is a prefix of the list, and neighbours in the list lie next to each other, for the sake of caches. All arrays have shape (n_pixels,); frequencies are in Fourier pixels.
+    is a prefix of the list, and neighbours in the list lie next to each other, for the sake of caches. All arrays
+    have shape (n_pixels,); frequencies are in Fourier pixels.
     """
 
     box_size: int

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from scipy.spatial.transform import Rotation
 
+from spa import grids
 from spa.kernels.ctf import evaluate_ctf
 from spa.kernels.posterior import posterior
 from spa.kernels.scoring import squared_difference, weighted_images
@@ -33,12 +34,16 @@ class Case:
 
 
 def half_plane(kmax: int) -> tuple[np.ndarray, np.ndarray]:
-    """float32 (kx, ky), one pixel of each Friedel pair within kmax + 1/2, sorted by radius."""
-    ky, kx = np.mgrid[-kmax : kmax + 1, : kmax + 1]
-    squared = kx**2 + ky**2
-    chosen = ((kx > 0) | (ky > 0)) & (squared < (kmax + 0.5) ** 2)
-    order = np.argsort(squared[chosen], kind="stable")
-    return kx[chosen][order].astype(np.float32), ky[chosen][order].astype(np.float32)
+    """float32 (kx, ky), one pixel of each Friedel pair within kmax + 1/2, in the engine's order."""
+    pixels = grids.half_plane(2 * kmax + 2, kmax)
+    return pixels.kx.astype(np.float32), pixels.ky.astype(np.float32)
+
+
+def clustered(n: int, size: int = 16, spread: float = 2.0) -> np.ndarray:
+    """float32 (n, 3, 3): rotations in groups that lie `spread` degrees apart, as the candidates of an image do."""
+    centres = Rotation.random(-(-n // size), random_state=1).as_matrix()
+    away = Rotation.from_rotvec(np.random.default_rng(1).normal(scale=np.radians(spread), size=(n, 3))).as_matrix()
+    return (np.repeat(centres, size, axis=0)[:n] @ away).astype(np.float32)
 
 
 def noise(rng: np.random.Generator, *shape: int) -> np.ndarray:
@@ -57,14 +62,14 @@ def _corners(points: np.ndarray, radius: int) -> Iterator[tuple[tuple[np.ndarray
 
 
 def slice_cases(box: int, n: int, put: Put) -> Iterator[Case]:
-    """Extraction and insertion of n random slices with padding 2."""
+    """Extraction and insertion, with padding 2, of n slices in groups of neighbours."""
     rng = np.random.default_rng(0)
     kmax = box // 2 - 2
     kx, ky = half_plane(kmax)
     radius = half_radius(2, kmax)
     m, n_pixels = 2 * radius + 3, kx.size
     volume = noise(rng, 1, m, m, radius + 2)
-    matrices = Rotation.random(n, random_state=1).as_matrix().astype(np.float32)
+    matrices = clustered(n)
     values, weights = noise(rng, n, n_pixels), np.ones((n, n_pixels), np.float32)
     references, geometry = put(volume), tuple(map(put, (np.zeros(n, np.int32), matrices, kx, ky)))
     data, weight = put(np.zeros_like(volume)), put(np.zeros(volume.shape, np.float32))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from scipy import ndimage
 
-from benchmarks.kernels.cases import Case, Put, half_plane, noise
+from benchmarks.kernels.cases import Case, Put, clustered, half_plane, noise
 from spa.em.expectation import Reference, Step
 from spa.em.sampling import make_level
 from spa.em.state import Batch
@@ -17,6 +17,8 @@ from spa.em.tables import DensePass, DirectionTable, ring_slices
 from spa.fourier import reference_transform
 from spa.grids import half_plane as pixels_of
 from spa.kernels.backend import to_host
+from spa.kernels.scoring import weighted_images
+from spa.kernels.slices import insert_slices
 from spa.kernels.steerable import shifted_rows, steered_scores
 from spa.kernels.survivors import keep_best, new_survivors
 from spa.mask import soft_sphere
@@ -176,11 +178,53 @@ def dense_pass_case(box: int, order: int, kmax: int, n_images: int, put: Put) ->
     )
 
 
+def insertion_case(box: int, n_images: int, put: Put) -> Case:
+    """A maximisation step by slices: 10 orientations an image with 4 of its 12 shifts each, at the largest radius.
+
+    The peer is what accumulation on rings would begin with: the coefficients of the 12 shifted images in the complete
+    Bessel basis, without their sums over directions and the insertion of these.
+    """
+    rng = np.random.default_rng(4)
+    n_orientations, n_shifts, per_group, kmax = 10, 12, 4, box // 2 - 2
+    kx, ky = half_plane(kmax)
+    n_groups, half = n_images * n_orientations, 2 * (kmax + 2)
+    images, weights = noise(rng, n_images, kx.size), rng.random((n_images, kx.size), np.float32)
+    shifts = rng.uniform(-2, 2, (n_shifts, 2)).astype(np.float32)
+    lists = (
+        np.arange(n_images + 1) * n_orientations,
+        np.arange(n_groups + 1) * per_group,
+        rng.integers(0, n_shifts, n_groups * per_group).astype(np.int32),
+        np.full(n_groups * per_group, 1 / (n_orientations * per_group), np.float32),
+    )
+    volume = np.zeros((1, 2 * half + 3, 2 * half + 3, half + 2), np.complex64)
+    sums = put(volume), put(np.zeros(volume.shape, np.float32))
+    geometry = put(np.zeros(n_groups, np.int32)), put(clustered(n_groups, n_orientations))
+    placed = tuple(map(put, (images, weights, kx, ky, shifts, *lists)))
+
+    def run() -> None:
+        values, summed = weighted_images(*placed, box)
+        insert_slices(*sums, *geometry, placed[2], placed[3], values, summed, 2)
+
+    rings = make_rings(box, kmax, 0.35 * box, Precision())
+    functions = [sum(b.shape[1] for b in rings.bessel[parity::2]) for parity in (0, 1)]
+    matrices = [np.ones((kx.size, 2 * n), np.float32) for n in functions]
+    rows = np.ones((16 * n_shifts, kx.size), np.float32)
+
+    def image_rows() -> None:
+        for matrix in matrices:
+            np.matmul(rows, matrix)
+
+    points = float(n_groups * kx.size)
+    size = f"box {box}, {n_images} images of {n_orientations} orientations, {sum(functions)} functions"
+    return Case("maximisation step", size, run, 80 * points, 100 * points, image_rows, 16 / n_images)
+
+
 def steerable_cases(put: Put) -> Iterator[Case]:
     """Every kernel at two sizes, and the dense pass."""
     for box, n_images, n in ((64, 12, 400), (128, 6, 1000)):
         yield shift_case(box, n_images, put)
         yield listed_case(n, n_images, put)
+        yield insertion_case(box, 64, put)
     yield best_case(24, 8, 192, 1, put)
     yield best_case(48, 8, 96, 8, put)
     yield dense_pass_case(128, 3, 32, 8, put)

@@ -6,7 +6,7 @@ from spa.em.sampling import Candidates, Level
 from spa.em.steerable import Rings
 from spa.grids import half_plane
 
-SLICE_NS, SLICE_NS_SCATTERED = 14.0, 50.0
+SLICE_NS, SLICE_NS_SCATTERED = 11.0, 24.0
 """Nanoseconds per point of a slice, the transform in cache or not (`python -m benchmarks.kernels`)."""
 CACHED_RADIUS = 80
 """Radius (padded voxels) of the largest half transform that stays in cache: about 8 MB."""
@@ -53,4 +53,3 @@ def steerable_pays(
     steered = n_rows * n_pixels * (SHIFT_NS + n_floats * PRODUCT_NS) + n_images * n_pixels * n_moments * PRODUCT_NS
     steered += n_groups * (3 * n_floats + 0.5 * n_moments) * SUM_NS + n_candidates * n_floats * SUM_NS
     return bool(fixed + share * steered < share * direct)
-

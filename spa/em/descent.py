@@ -60,6 +60,7 @@ class Descent:
         self.step = step
         self.search = search
         self.memory = memory
+        self._n_classes = len(reference.transform)
         self._stretch = stretch
         self._norm_orders = max(norm_orders, search.precision.norm_orders)
         self._table_memory = table_memory
@@ -130,7 +131,8 @@ class Descent:
         """The directions of a level that the search can come to: those below the first level's."""
         first = self.step.levels[0]
         if self.step.local:
-            top = np.unique(nearest_directions(first, self._rotations, self.search.local_directions))
+            near = np.unique(nearest_directions(first, self._rotations, self.search.local_directions))
+            top = (np.arange(self._n_classes)[:, None] * first.n_directions + near).ravel()
         else:
             top = np.unique(self.step.dense_orientations // first.n_psi)
         ratio = level.n_directions // first.n_directions
@@ -146,8 +148,9 @@ class Descent:
         tolerance = self.search.precision.tolerance if depth == last else self.search.coarse_tolerance
         if (kmax, tolerance) not in self._bases:
             rings = self._rings(kmax, batch.pixels.box_size)
-            level = make_level(BASIS_ORDER, 1.0, 1, kmax, np.eye(3), BASIS_ORDER)
-            directions = to_like(np.arange(len(self.reference.transform) * level.n_directions), batch.scored)
+            flat = self.reference.transform.ndim == 3
+            level = self.step.levels[0] if flat else make_level(BASIS_ORDER, 1.0, 1, kmax, np.eye(3), BASIS_ORDER)
+            directions = to_like(np.arange(self._n_classes * level.n_directions), batch.scored)
             sample = ring_slices(self.reference, level, directions, rings)
             mean_weight = to_host(batch.weighted(kmax)[1].mean(0)).astype(np.float64)
             n = len(mean_weight)
@@ -166,7 +169,8 @@ class Descent:
 
     def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
         s = self.search
-        return neighbourhood(self.step.levels[0], rotations, s.local_directions, s.local_psi, s.local_offset_radius)
+        reach = s.local_directions, s.local_psi, s.local_offset_radius
+        return neighbourhood(self.step.levels[0], rotations, *reach, self._n_classes)
 
     def _dense_survivors(self, batch: Batch) -> Candidates:
         """Score every orientation and shift of the first level and keep what a finer level may still choose."""

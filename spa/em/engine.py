@@ -370,9 +370,7 @@ class Engine:
             reference = self._reference(state, half, kmax)
             rng = np.random.default_rng((self.options.random_seed, state.iteration, 3))
             for part, images in self.sweep.batches(indices[:ACCURACY_PARTICLES]):
-                batch = self.prepare.batch(
-                    images, part, self.poses, state.sigma2[half], self.group_scale[half], kmax
-                )
+                batch = self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half], kmax)
                 found.append(estimate_accuracy(batch, reference, self.poses.rotations[part], kmax, rng))
                 counts.append(len(part))
         angle, offset = np.average(found, axis=0, weights=counts)

@@ -18,7 +18,8 @@ class Level:
 
     Attributes
     ----------
-    order : HEALPix order; direction d has the children 4d ... 4d+3 at order + 1 (nested scheme).
+    order : HEALPix order; direction d has the children 4d ... 4d+3 at order + 1 (nested scheme). Levels of 2D
+        references have one direction and halve the in-plane step alone.
     n_psi : number of in-plane angles; angle s has the children 2s and 2s+1.
     offset_step : shift step in pixels; `n_offsets` grid points along each axis, centred on zero.
     kmax : Fourier radius (pixels) up to which this level scores.
@@ -101,6 +102,14 @@ def make_level(
     )
 
 
+def make_flat_level(order: int, offset_step: float, n_offsets: int, kmax: int, base_order: int) -> Level:
+    """Make the grid of one level of 2D references, for which a class is a direction: only in-plane angles and shifts.
+
+    The in-plane step is that of `make_level` at the same order.
+    """
+    return Level(order, 6 * 2**order, offset_step, n_offsets, kmax, np.eye(3)[None], -np.pi / (6 * 2**base_order))
+
+
 @dataclass(frozen=True)
 class Candidates:
     """Ragged list image -> orientations -> shifts.
@@ -133,12 +142,16 @@ def segment_index(offsets: Array, n: int) -> Array:
 
 
 def children(parents: Candidates, parent: Level, child: Level) -> Candidates:
-    """The candidates of the next finer level: 8 orientations per parent, and 4 shifts where the step halves."""
+    """The candidates of the next finer level: 8 orientations per parent (2 of a 2D reference), and 4 shifts where the
+    step halves."""
     xp = xp_of(parents.orientation)
     refine = child.n_offsets == 2 * parent.n_offsets
     direction, psi = parents.orientation // parent.n_psi, parents.orientation % parent.n_psi
-    octant = xp.arange(8, dtype=np.int64)
-    orientation = ((4 * direction[:, None] + octant // 2) * child.n_psi + 2 * psi[:, None] + octant % 2).ravel()
+    per_direction = child.n_directions // parent.n_directions
+    per_group = 2 * per_direction
+    part = xp.arange(per_group, dtype=np.int64)
+    finer = per_direction * direction[:, None] + part // 2
+    orientation = (finer * child.n_psi + 2 * psi[:, None] + part % 2).ravel()
     if refine:
         ix, iy = parents.shift // parent.n_offsets, parents.shift % parent.n_offsets
         corner = xp.arange(4, dtype=np.int32)
@@ -147,12 +160,12 @@ def children(parents: Candidates, parent: Level, child: Level) -> Candidates:
         shift = parents.shift
     per_shift = 4 if refine else 1
     counts = xp.diff(parents.group_offsets) * per_shift
-    group_counts = xp.broadcast_to(counts[:, None], (len(counts), 8)).ravel()
+    group_counts = xp.broadcast_to(counts[:, None], (len(counts), per_group)).ravel()
     group_offsets = _offsets(group_counts)
     n = int(group_offsets[-1])
     group = segment_index(group_offsets, n)
-    source = parents.group_offsets[group // 8] * per_shift + xp.arange(n, dtype=np.int64) - group_offsets[group]
-    return Candidates(parents.image_offsets * 8, orientation, group_offsets, shift[source].astype(np.int32))
+    source = parents.group_offsets[group // per_group] * per_shift + xp.arange(n, dtype=np.int64) - group_offsets[group]
+    return Candidates(parents.image_offsets * per_group, orientation, group_offsets, shift[source].astype(np.int32))
 
 
 def keep(candidates: Candidates, mask: Array) -> Candidates:
@@ -196,9 +209,14 @@ def nearest_directions(
 
 
 def neighbourhood(
-    level: Level, rotations: np.ndarray[Any, Any], n_directions: int, psi_radius: int, offset_radius: int
+    level: Level,
+    rotations: np.ndarray[Any, Any],
+    n_directions: int,
+    psi_radius: int,
+    offset_radius: int,
+    n_classes: int = 1,
 ) -> Candidates:
-    """Candidates around known poses: the nearest directions x in-plane angles x a disc of shifts around zero.
+    """Candidates around known poses: in every class the nearest directions x in-plane angles x a disc of shifts.
 
     Parameters
     ----------
@@ -213,10 +231,12 @@ def neighbourhood(
     nearest = np.rint((np.arctan2(sine, cosine) - level.psi_origin) / step - 0.5).astype(np.int64)
     window = np.arange(-psi_radius, psi_radius + 1)
     psi = (nearest[..., None] + window) % level.n_psi
-    orientation = (near[..., None].astype(np.int64) * level.n_psi + psi).ravel()
+    one_class = near[..., None].astype(np.int64) * level.n_psi + psi
+    classes = np.arange(n_classes, dtype=np.int64)[:, None, None] * (level.n_directions * level.n_psi)
+    orientation = (one_class[:, None] + classes).ravel()
     x, y = level.offsets().T / level.offset_step
     disc = np.nonzero(x**2 + y**2 <= offset_radius**2 + 1e-6)[0].astype(np.int32)
-    per_image = n_directions * len(window)
+    per_image = n_classes * n_directions * len(window)
     return Candidates(
         np.arange(n + 1, dtype=np.int64) * per_image,
         orientation,

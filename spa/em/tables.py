@@ -293,9 +293,7 @@ class DensePass:
                     j += 1
             direction_prior = self.direction_prior[first : first + n]
             part = xp.ascontiguousarray(norm[:, :, first : first + n])
-            keep_best(
-                survivors, *spectra, part, prior, direction_prior, first, self.n_psi, fit_scale, cap
-            )
+            keep_best(survivors, *spectra, part, prior, direction_prior, first, self.n_psi, fit_scale, cap)
             first += n
 
     def _norm(self, moments: Array) -> Array:

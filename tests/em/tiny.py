@@ -87,14 +87,36 @@ def simulate(n: int, box: int, snr: float, seed: int = 0, shift: float = 1.0, vo
     """Images of `blobs` at random poses, with CTF, shifts (standard deviation in pixels) and white noise."""
     rng = np.random.default_rng(seed + 1)
     volume = blobs(box, seed) if volume is None else volume
-    pixels = half_plane(box, box // 2 - 1)
-    kx, ky = pixels.kx.astype(np.float32), pixels.ky.astype(np.float32)
     rotations = np.asarray(euler.random_rotations(n, rng))
     origins = rng.normal(scale=shift, size=(n, 2)) if shift else np.zeros((n, 2))
+    half = reference_transform(volume, 3, box // 2 - 1)[None]
+    return _images(rng, volume, half, np.zeros(n, np.int32), rotations, origins, snr)
+
+
+def simulate_pictures(
+    pictures: np.ndarray, classes: np.ndarray, psi: np.ndarray, origins: np.ndarray, snr: float
+) -> Data:
+    """Images of 2D references (n_classes, box, box), turned by psi (degrees) and shifted, with CTF and white noise."""
+    half = np.stack([reference_transform(picture, 3, pictures.shape[-1] // 2 - 1) for picture in pictures])
+    rotations = np.asarray(euler.matrix(np.zeros(len(psi)), np.zeros(len(psi)), psi))
+    return _images(np.random.default_rng(1), pictures, half, classes.astype(np.int32), rotations, origins, snr)
+
+
+def _images(
+    rng: np.random.Generator,
+    volume: np.ndarray,
+    half: np.ndarray,
+    classes: np.ndarray,
+    rotations: np.ndarray,
+    origins: np.ndarray,
+    snr: float,
+) -> Data:
+    n, box = len(rotations), volume.shape[-1]
+    pixels = half_plane(box, box // 2 - 1)
+    kx, ky = pixels.kx.astype(np.float32), pixels.ky.astype(np.float32)
     defocus = rng.uniform(8000, 16000, n)
     coefficients = ctf.coefficients(defocus, defocus + 200, 30.0, 300.0, 2.7, 0.1, 0.0, 0.0, 1.0, PIXEL_SIZE, box)
-    half = reference_transform(volume, 3, box // 2 - 1)[None]
-    slices = extract_slices(half, np.zeros(n, np.int32), rotations.astype(np.float32), kx, ky, 3)
+    slices = extract_slices(half, classes, rotations.astype(np.float32), kx, ky, 3)
     clean = slices * evaluate_ctf(coefficients, kx, ky) * phase_factors(-origins, kx, ky, box)
     images = np.asarray(inverse(scatter(clean, pixels), box), np.float32)
     inside = radius_grid(box, 2) < 0.4 * box
