@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NoReturn
 
@@ -52,12 +53,20 @@ class JobCommand(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """As click does, with our words for an unknown flag and for a stray argument."""
+        given = [*args]
         try:
             return super().parse_args(ctx, args)
         except click.NoSuchOption as error:
             known = [flag for spec in self.specs for flag in _all_flags(spec)]
             guess = nearest(error.option_name, [*known, "--help"])
             raise click.UsageError(f"unknown flag {error.option_name}: did you mean {guess}?", ctx) from None
+        except click.UsageError:
+            # click names all that is left over; where a shell has expanded a pattern, that is a whole folder
+            files = [word for word in given if not word.startswith("-") and Path(word).exists()]
+            if len(files) > 2:
+                text = f"{files[1]}: a flag takes one value; put a pattern in quotes, as '*{Path(files[1]).suffix}'"
+                raise click.UsageError(text, ctx) from None
+            raise
 
     def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The flags under the headings of their groups, each with unit, bounds and default."""

@@ -10,6 +10,9 @@ from types import ModuleType
 
 JOBS: dict[str, str] = {
     "simulate": "spa.jobs.simulate",
+    "import": "spa.jobs.import_",
+    "motioncorr": "spa.jobs.motioncorr",
+    "ctffind": "spa.jobs.ctffind",
     "refine3d": "spa.jobs.refine3d",
     "mask": "spa.jobs.mask",
     "postprocess": "spa.jobs.postprocess",

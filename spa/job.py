@@ -28,7 +28,7 @@ from spa.kernels import backend
 from spa.options import CommonOptions, gpu_ids, specs
 
 HASHED_BYTES = 8 << 20  # a larger input is known by its first bytes and its size
-_PACKAGES = ("numpy", "scipy", "numba", "mrcfile", "starfile", "gemmi", "polars", "click")
+_PACKAGES = ("numpy", "scipy", "numba", "mrcfile", "starfile", "gemmi", "polars", "click", "tifffile", "imagecodecs")
 _CUPY_PACKAGES = ("cupy-cuda12x", "cupy-cuda13x", "cupy")
 _SUCCESS, _FAILURE, _ABORTED = (f"RELION_JOB_EXIT_{word}" for word in ("SUCCESS", "FAILURE", "ABORTED"))
 _ABORT_NOW = "RELION_JOB_ABORT_NOW"
@@ -48,6 +48,7 @@ class Job:
     devices : numbers of the GPUs to use; empty for the CPU.
     comm : the processes that share the work.
     resume_from : the file `--continue` would take; a job sets it after each checkpoint.
+    resume_flags : flags with which the same command goes on where it stopped, for a job without checkpoints.
 
     Raises
     ------
@@ -64,6 +65,7 @@ class Job:
         self.devices: tuple[int, ...] = ()
         self.comm: Communicator = Serial()
         self.resume_from: Path | None = None
+        self.resume_flags: tuple[str, ...] = ()
         self._logs: list[TextIO] = []
         self._record: dict[str, Any] = {}
         self._signal: int | None = None
@@ -89,7 +91,7 @@ class Job:
         for number in (signal.SIGINT, signal.SIGTERM):
             self._catch(number)
         self._log(0, f"{self._record['started']} {shlex.join(self.command)}")
-        if len(self.devices) > 1:
+        if len(self.devices) > 1 and not getattr(self.options, "every_gpu", False):
             self.warn(f"a job uses one GPU: number {self.devices[0]} of those given")
         return self
 
@@ -134,6 +136,10 @@ class Job:
         if not self.options.quiet and not _is_same_file(sys.stderr, self._logs[1]):
             tqdm.write(f"warning: {text}", file=sys.stderr)
 
+    def log_error(self, text: str) -> None:
+        """Keep a longer account of an error in run.err only."""
+        self._log(1, text)
+
     def progress(self, total: int, description: str, unit: str = "particles") -> Any:
         """A tqdm progress bar on stderr; invisible with `--quiet` or where stderr is not a terminal."""
         hidden = self.options.quiet or not sys.stderr.isatty()
@@ -170,6 +176,9 @@ class Job:
     # Inner matters
 
     def _how_to_go_on(self) -> str:
+        if self.resume_flags:
+            flags = [flag for flag in self.resume_flags if flag not in self.command]
+            return f"continue with: {shlex.join([*self.command, *flags])}"
         if self.resume_from is None:
             return f"start again with: {shlex.join(self.command)}"
         command = ["spa", self.name, "--continue", str(self.resume_from)]

@@ -14,13 +14,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from spa import euler
-from spa.aberrations import Aberrations, PixelAberrations
-from spa.ctf import ctf_image
+from spa.aberrations import Aberrations, PixelAberrations, with_beam_tilt
+from spa.ctf import ctf_image, wavelength
 from spa.fourier import inverse, phase_factors, reference_transform
 from spa.grids import radius_grid, rfft_frequencies, rfft_multiplicity, rfft_shells
 from spa.kernels.backend import Array, xp_of
 from spa.kernels.slices import extract_slices
 from spa.noise import coloured_noise
+from spa.particles import OpticsGroup
 
 PADDING = 3
 """Of the transforms that projections are cut from.
@@ -59,17 +60,29 @@ def random_poses(n: int, sigma_offset: float, fractions: ArrayLike, seed: int) -
     fractions : float (n_models,), how much of the particles shows each model; need not add up to 1.
     seed : of the random numbers.
     """
-    limits = np.cumsum(np.asarray(fractions, dtype=np.float64))
     uniform, normal = np.empty((n, 4)), np.empty((n, 2))
     for i in range(n):
         rng = np.random.default_rng([seed, i, _POSE])
         uniform[i], normal[i] = rng.random(4), rng.standard_normal(2)
+    return poses_of(uniform, sigma_offset * normal, fractions)
+
+
+def poses_of(uniform: NDArray[np.float64], origins: NDArray[np.float64], fractions: ArrayLike) -> Poses:
+    """Poses from random numbers: uniform over all rotations where those are uniform between 0 and 1.
+
+    Parameters
+    ----------
+    uniform : float64 (n, 4), for rot, tilt, psi and the model.
+    origins : float64 (n, 2), in Å (x, y).
+    fractions : float (n_models,), how much of the particles shows each model; need not add up to 1.
+    """
+    limits = np.cumsum(np.asarray(fractions, dtype=np.float64))
     return Poses(
         rot=360.0 * uniform[:, 0] - 180.0,
         tilt=np.degrees(np.arccos(1.0 - 2.0 * uniform[:, 1])),
         psi=360.0 * uniform[:, 2] - 180.0,
-        origin_x_angst=sigma_offset * normal[:, 0],
-        origin_y_angst=sigma_offset * normal[:, 1],
+        origin_x_angst=origins[:, 0],
+        origin_y_angst=origins[:, 1],
         class_number=1 + np.searchsorted(limits, uniform[:, 3] * limits[-1], side="right"),
     )
 
@@ -103,6 +116,11 @@ class Projector:
         self._inside = xp.asarray((kx**2 + ky**2 < (kmax + 0.5) ** 2).astype(np.float32).ravel())
         self._kx, self._ky = (xp.asarray(np.ascontiguousarray(k.ravel(), dtype=np.float32)) for k in (kx, ky))
         self._aberrations = PixelAberrations(aberrations, self._kx, self._ky, self.box_size * pixel_size)
+
+    @property
+    def like(self) -> Array:
+        """An array on the device that does the work."""
+        return self._inside
 
     def __call__(
         self,
@@ -138,6 +156,14 @@ class Projector:
         if ctf_coefficients is not None:
             slices *= ctf_image(xp.asarray(ctf_coefficients), box)
         return inverse(slices, box).astype(np.float32)
+
+
+def beam_tilts(optics: Sequence[OpticsGroup], tilts: Sequence[tuple[float, float]]) -> list[Aberrations]:
+    """The aberrations of optics groups with beam tilts (x, y) in mrad; none if there are no tilts."""
+    return [
+        Aberrations(odd=tuple(with_beam_tilt((), x, y, group.cs, float(wavelength(group.voltage))).tolist()))
+        for group, (x, y) in zip(optics, tilts, strict=False)
+    ]
 
 
 def noise_spectrum(box_size: int, pixel_size: float, coloured: float) -> NDArray[np.float64]:

@@ -35,6 +35,7 @@ def main() -> None:
         run("scaling", str(folder), "--quick", *save)
     else:
         print(f"\nrefine3d, scaling: left out, no {folder}; set SPA_DATA to the folder that holds sim_7cfn")
+    run("micrographs", *save)
     run("sizes", "--quick", "--models", str(DATA / "models"), *save)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
-
-import numpy as np
 
 from spa.em.steerable import Precision
 from spa.options import CommonOptions, option
@@ -142,4 +141,4 @@ class Search:
 
     def resolved_kmax(self, angular_step: float, radius: float, box: int) -> float:
         """Fourier radius beyond which an angular step (degrees) is too coarse at the edge of a particle (pixels)."""
-        return self.resolution_factor * box / (np.radians(angular_step) * radius)
+        return self.resolution_factor * box / (math.radians(angular_step) * radius)

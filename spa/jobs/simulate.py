@@ -1,36 +1,37 @@
-"""Simulate particles of the built-in phantom or of atomic models, with the truth beside them.
+"""Simulate particles, micrographs or movies of the built-in phantom or of atomic models, with the truth beside them.
 
-Writes DIR/particles.star (no poses), DIR/stacks/*.mrcs, DIR/truth_particles.star (poses, shifts, class = which model)
-and DIR/truth_map.mrc (truth_mapN.mrc for several models). An image is the projection of the truth map through the CTF
-plus noise of variance 1, brought to mean 0 and standard deviation 1 outside the particle circle.
+--kind particles writes particles.star (no poses), stacks/*.mrcs, truth_particles.star (poses, shifts, class = which
+model) and truth_map.mrc (truth_mapN.mrc for several models). An image is the projection of the truth map through the
+CTF plus noise of variance 1, brought to mean 0 and standard deviation 1 outside the particle circle.
+
+--kind micrographs writes micrographs.star, micrographs/*.mrc (electrons per pixel, dark protein),
+truth_coordinates/*.star (centres, poses, defoci, class), truth_ctf.star and the truth map, whose projections are in
+standard deviations of the noise. --kind movies writes those for the specimen at rest, and movies.star, movies/*,
+gain.mrc (counts times gain are electrons) and truth_motion/*.star (shifts that put each frame back onto the first).
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spa import simulation, symmetry
-from spa.aberrations import Aberrations, with_beam_tilt
+from spa import micrograph_scene, micrograph_simulation, movie_simulation, particle_simulation, simulation, symmetry
 from spa.atoms import Atoms, density
-from spa.ctf import wavelength
 from spa.errors import InputError
-from spa.io import mrc, star
+from spa.io import mrc, simulated
 from spa.io.files import project_path
 from spa.io.model import read_model, scattering_factors
-from spa.io.particle_io import to_star
 from spa.job import Job
-from spa.kernels.backend import Array, to_device, to_host
-from spa.options import CommonOptions, UsageError, draw_seed, option
-from spa.particles import OpticsGroup, Particles
+from spa.kernels.backend import to_device, to_like
+from spa.options import CommonOptions, UsageError, draw_seed, option, specs
+from spa.particles import OpticsGroup
 from spa.phantom import assembly
 
-_BATCH_PIXELS = 1 << 22
-_CALIBRATED_ON = 256  # particles whose signal and noise set the grey scale
+_PARTICLES_ONLY = ("sigma_offset", "coloured", "ctf")
+_MOST_COUNTS = 10000  # in a pixel of a frame, on average
+_CLIPPED = 1e-3  # fraction of pixels that may expect less than no electrons
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +50,19 @@ class Options(CommonOptions):
         default_text="equal",
     )
     sym: str = option("C1", help="Symmetry of the built-in phantom: C1, D2 or another group", group="Reference")
-    kind: str = option("particles", help="What to simulate", choices=("particles",))
-    nr_particles: int = option(1000, help="Number of particles", bounds=(1, None), group="Particles")
+    kind: str = option("particles", help="What to simulate", choices=("particles", "micrographs", "movies"))
+    nr_particles: int = option(1000, help="Number of particles in all", bounds=(1, None), group="Particles")
     nr_micrographs: int = option(
         20, help="Number of micrographs the particles come from", bounds=(1, None), group="Particles"
     )
-    box: int = option(64, help="Box size, even", unit="px", bounds=(16, 4096), group="Particles")
+    box: int | None = option(
+        None,
+        help="Box size of the particles and of the truth map, even",
+        unit="px",
+        bounds=(16, 4096),
+        group="Particles",
+        default_text="64, or 1.5 times the particle circle for micrographs",
+    )
     angpix: float = option(3.5, help="Pixel size", unit="Å", bounds=(0.1, 50), group="Particles")
     particle_diameter: float | None = option(
         None,
@@ -107,6 +115,73 @@ class Options(CommonOptions):
         bounds=(0, 1),
         group="Noise",
     )
+    micrograph_size: tuple[int, ...] = option(
+        (2048,),
+        help="Size of the micrographs: once for square ones, twice for width and height",
+        unit="px",
+        bounds=(64, 32768),
+        group="Micrographs",
+    )
+    defocus_spread: float = option(
+        100.0,
+        help="Standard deviation of the particles' defoci within a micrograph",
+        unit="Å",
+        bounds=(0, 1e5),
+        group="Micrographs",
+    )
+    phase_shift: tuple[float, ...] = option(
+        (0.0,),
+        help="Phase shift of a phase plate; given twice, drawn for each micrograph between the two",
+        unit="degrees",
+        bounds=(0, 180),
+        group="Micrographs",
+    )
+    bfactor: float = option(
+        50.0, help="B-factor of the envelope exp(-B s² / 4)", unit="Å²", bounds=(0, 5000), group="Micrographs"
+    )
+    dose: float = option(
+        40.0, help="Exposure of a micrograph, all of its frames", unit="e/Å²", bounds=(0.01, 1e4), group="Micrographs"
+    )
+    ice: float = option(
+        0.2,
+        help="Fraction of the noise variance that is the ice's, seen through the CTF; the rest is counting noise",
+        bounds=(0, 0.99),
+        group="Micrographs",
+    )
+    ice_peak: float = option(
+        0.0,
+        help="Power of the peak of amorphous ice near 3.7 Å over that around it",
+        bounds=(0, 1e4),
+        group="Micrographs",
+    )
+    carbon: float = option(
+        0.0, help="Fraction of the micrographs that show a carbon edge", bounds=(0, 1), group="Micrographs"
+    )
+    contamination: float = option(
+        0.0, help="Mean number of contaminating grains in a micrograph", bounds=(0, 1000), group="Micrographs"
+    )
+    nr_frames: int = option(24, help="Number of frames", bounds=(1, 10000), group="Movies")
+    drift: float = option(
+        1.0,
+        help="Mean motion of the whole frame from one to the next; the first steps are the longest",
+        unit="Å/frame",
+        bounds=(0, 1000),
+        group="Movies",
+    )
+    doming: float = option(
+        4.0,
+        help="Largest local motion at the end, quadratic in space, beside that of the whole frame",
+        unit="Å",
+        bounds=(0, 1000),
+        group="Movies",
+    )
+    movie_format: str = option("tiff", help="TIFF with LZW, or MRC", choices=("tiff", "mrcs"), group="Movies")
+    hot_pixels: int = option(
+        100, help="Number of pixels that count without electrons", bounds=(0, 1 << 20), group="Movies"
+    )
+    dead_pixels: int = option(
+        50, help="Number of pixels that never count; their gain is 0", bounds=(0, 1 << 20), group="Movies"
+    )
     random_seed: int = option(
         draw_seed,
         help="Seed of the random numbers",
@@ -118,7 +193,7 @@ class Options(CommonOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.box % 2:
+        if self.box is not None and self.box % 2:
             raise UsageError(f"--box {self.box}: expected an even number")
         if self.defocus_min > self.defocus_max:
             raise UsageError(f"--defocus_min {self.defocus_min:g}: expected at most --defocus_max {self.defocus_max:g}")
@@ -129,6 +204,30 @@ class Options(CommonOptions):
                 raise UsageError(f"--{name}: expected one value, or one for each of --nr_optics_groups")
         if self.tilted and not self.ctf:
             raise UsageError("--no_ctf: a beam tilt is seen through the CTF only")
+        for name in ("micrograph_size", "phase_shift"):
+            if len(getattr(self, name)) > 2:
+                raise UsageError(f"--{name}: expected it once or twice, got {len(getattr(self, name))} times")
+        if self.phase_shift[0] > self.phase_shift[-1]:
+            low, high = self.phase_shift
+            raise UsageError(f"--phase_shift {low:g}, then {high:g}: expected the smaller one first")
+        electrons = self.dose * self.angpix**2 / self.nr_frames
+        if self.kind == "movies" and electrons > _MOST_COUNTS:
+            raise UsageError(
+                f"--dose {self.dose:g}: {electrons:.0f} electrons in a pixel of a frame do not fit 16 bits"
+            )
+        self._refuse_other_kinds()
+
+    def _refuse_other_kinds(self) -> None:
+        """Raise UsageError if an option was given that means nothing for this kind."""
+        for spec in specs(type(self)):
+            kinds = ["micrographs", "movies"] if spec.group == "Micrographs" else ["movies"]
+            if spec.name in _PARTICLES_ONLY:
+                kinds = ["particles"]
+            elif spec.group not in ("Micrographs", "Movies"):
+                continue
+            if self.kind not in kinds and getattr(self, spec.name) != spec.default:
+                flag = "--no_ctf" if spec.name == "ctf" else spec.flags[0]
+                raise UsageError(f"{flag}: means something for --kind {' and '.join(kinds)} only")
 
     @property
     def tilted(self) -> bool:
@@ -137,34 +236,22 @@ class Options(CommonOptions):
 
 
 def run(options: Options, job: Job) -> None:
-    """Write maps, stacks and STAR files into the folder `--o`."""
+    """Write maps, images and STAR files into the folder `--o`."""
     models = _models(options)
     diameter = options.particle_diameter or 2.2 * max(model.radius() for model in models)
-    if diameter > (options.box - 2) * options.angpix:
-        extent = options.box * options.angpix
+    particles = options.kind == "particles"
+    box = options.box or (64 if particles else 2 * int(np.ceil(0.75 * diameter / options.angpix)))
+    if diameter > (box - 2) * options.angpix:
+        extent = box * options.angpix
         raise InputError(
-            f"--box {options.box}: {extent:.0f} Å leaves no background around the particle circle of {diameter:.0f} Å"
+            f"--box {box}: {extent:.0f} Å leaves no background around the particle circle of {diameter:.0f} Å"
         )
-    radius = diameter / 2 / options.angpix
-    factors = scattering_factors(np.concatenate([np.unique(model.elements) for model in models]))
-    volumes = np.stack([density(model, factors, options.box, options.angpix) for model in models])
-    particles = _truth(options, job.folder)
-    spectrum = simulation.noise_spectrum(options.box, options.angpix, options.coloured)
-    volumes *= _grey_scale(options, particles, volumes, spectrum, radius)
-    for i, volume in enumerate(volumes):
-        name = "truth_map.mrc" if len(volumes) == 1 else f"truth_map{i + 1}.mrc"
-        mrc.write_volume(job.folder / name, volume, options.angpix)
-    device = job.devices[0] if job.devices else None
-    projector = _projector(options, to_device(volumes, device))
-    deviations = _write_stacks(options, job, particles, projector, spectrum, radius)
-    _write_star(options, job.folder / "truth_particles.star", particles)
-    _write_star(options, job.folder / "particles.star", _without_truth(particles))
-    job.say(
-        f"{len(particles)} particles of {options.box} px, {options.angpix:g} Å/px, SNR {options.snr:g} inside a circle "
-        f"of {diameter:.0f} Å; seed {options.random_seed}"
-    )
-    if deviations.size:
-        job.say(f"images were divided by {deviations.mean():.3f} on average ({deviations.std():.3f} rms) to normalise")
+    job.resume_from = job.folder / "job.json"
+    volumes = _densities(models, box, options.angpix)
+    if particles:
+        _particles(options, job, volumes, diameter)
+    else:
+        _micrographs(options, job, volumes, diameter)
 
 
 def _models(options: Options) -> list[Atoms]:
@@ -173,43 +260,18 @@ def _models(options: Options) -> list[Atoms]:
     return [read_model(path).centred() for path in options.model]
 
 
-def _truth(options: Options, folder: Path) -> Particles:
-    """All particles with their poses, micrographs and CTFs; image names are those of the stacks to come."""
-    n, n_micrographs = options.nr_particles, min(options.nr_micrographs, options.nr_particles)
-    fractions = options.fraction or (1.0,) * max(1, len(options.model))
-    poses = simulation.random_poses(n, options.sigma_offset, fractions, options.random_seed)
-    micrograph = np.arange(n) * n_micrographs // n
-    first = np.searchsorted(micrograph, np.arange(n_micrographs))
-    names = [f"mic{m + 1:05d}" for m in range(n_micrographs)]
-    stacks = [project_path(folder / "stacks" / f"{name}.mrcs") for name in names]
-    defocus, astigmatism, angle = np.random.default_rng([options.random_seed, 0]).random((n_micrographs, 3)).T
-    mean = options.defocus_min + (options.defocus_max - options.defocus_min) * defocus
-    half = options.astigmatism * astigmatism / 2
-    ctf = {"defocus_u": mean + half, "defocus_v": mean - half, "defocus_angle": 180.0 * angle}
-    particles = Particles.create(
-        _optics(options),
-        micrograph % options.nr_optics_groups,
-        path=str(folder / "truth_particles.star"),
-        image_name=[f"{i - first[m] + 1:06d}@{stacks[m]}" for i, m in enumerate(micrograph)],
-        micrograph_name=[f"micrographs/{names[m]}.mrc" for m in micrograph],
-        **{name: values[micrograph] for name, values in ctf.items()},
-    )
-    particles.update(half_set=1 + np.arange(n) % 2, **vars(poses))
-    return particles
+def _densities(models: list[Atoms], box: int, angpix: float) -> NDArray[np.float32]:
+    factors = scattering_factors(np.concatenate([np.unique(model.elements) for model in models]))
+    return np.stack([density(model, factors, box, angpix) for model in models])
 
 
-def _value(given: tuple[float, ...], i: int) -> float:
-    """The value of an option for optics group `i`, from 0."""
-    return given[i if len(given) > 1 else 0]
-
-
-def _optics(options: Options) -> list[OpticsGroup]:
+def _optics(options: Options, box: int) -> list[OpticsGroup]:
     return [
         OpticsGroup(
             number=i + 1,
             name=f"opticsGroup{i + 1}",
             pixel_size=options.angpix,
-            box_size=options.box,
+            box_size=box,
             voltage=_value(options.kV, i),
             cs=_value(options.Cs, i),
             q0=_value(options.Q0, i),
@@ -218,94 +280,120 @@ def _optics(options: Options) -> list[OpticsGroup]:
     ]
 
 
-def _tilts(options: Options) -> tuple[list[float], list[float]]:
-    """Beam tilt of each optics group, mrad along x and y."""
-    groups = range(options.nr_optics_groups)
-    return [_value(options.beam_tilt_x, i) for i in groups], [_value(options.beam_tilt_y, i) for i in groups]
+def _value(given: tuple[float, ...], i: int) -> float:
+    """The value of an option for optics group `i`, from 0."""
+    return given[i if len(given) > 1 else 0]
 
 
-def _projector(options: Options, volumes: Array) -> simulation.Projector:
-    aberrations = [
-        Aberrations(odd=tuple(with_beam_tilt((), x, y, group.cs, float(wavelength(group.voltage))).tolist()))
-        for group, x, y in zip(_optics(options), *_tilts(options), strict=True)
-    ]
+def _tilts(options: Options) -> list[tuple[float, float]]:
+    """Beam tilt of each optics group, mrad along x and y; empty where none has any."""
+    groups = range(options.nr_optics_groups) if options.tilted else ()
+    return [(_value(options.beam_tilt_x, i), _value(options.beam_tilt_y, i)) for i in groups]
+
+
+def _projector(options: Options, job: Job, volumes: NDArray[np.float32]) -> simulation.Projector:
+    aberrations = simulation.beam_tilts(_optics(options, volumes.shape[-1]), _tilts(options))
+    volumes = to_device(volumes, job.devices[0] if job.devices else None)
     return simulation.Projector(volumes, aberrations=aberrations, pixel_size=options.angpix)
 
 
-def _write_star(options: Options, path: Path, particles: Particles) -> None:
-    found = to_star(particles)
-    if options.tilted:
-        for column, tilts in zip(("rlnBeamTiltX", "rlnBeamTiltY"), _tilts(options), strict=True):
-            found["optics"].set(column, tilts)
-    star.write(path, found)
-
-
-def _without_truth(particles: Particles) -> Particles:
-    """The same particles as a user would get them: no poses, classes or half sets."""
-    kept = ("image_name", "micrograph_name", "defocus_u", "defocus_v", "defocus_angle")
-    columns = {name: getattr(particles, name) for name in kept}
-    return Particles.create(particles.optics, particles.optics_index, **columns)
-
-
-def _project(
-    options: Options, particles: Particles, projector: simulation.Projector, chosen: NDArray[np.int64]
-) -> NDArray[np.float32]:
-    some = particles.subset(chosen)
-    origins = np.stack([some.origin_x_angst, some.origin_y_angst], axis=1)
-    coefficients = some.ctf_coefficients() if options.ctf else None
-    angles = np.stack([some.rot, some.tilt, some.psi], axis=1)
-    images = projector(some.class_number - 1, angles, -origins / options.angpix, coefficients, some.optics_index)
-    return np.asarray(to_host(images))
-
-
-def _grey_scale(
-    options: Options, particles: Particles, volumes: NDArray[np.float32], spectrum: NDArray[np.float64], radius: float
-) -> np.float32:
-    """The factor that gives the maps the signal-to-noise ratio asked for against noise of variance 1."""
-    chosen = np.unique(np.linspace(0, len(particles) - 1, _CALIBRATED_ON).astype(np.int64))
-    projector = _projector(options, volumes)
-    signal = noise = 0.0
-    for part in np.array_split(chosen, -(-len(chosen) // _batch_size(options.box))):
-        signal += float(simulation.circle_variance(_project(options, particles, projector, part), radius).sum())
-        images = simulation.particle_noise(part, spectrum, options.random_seed)
-        noise += float(simulation.circle_variance(images, radius).sum())
-    return np.float32(np.sqrt(options.snr * noise / signal))
-
-
-def _write_stacks(
-    options: Options,
-    job: Job,
-    particles: Particles,
-    projector: simulation.Projector,
-    spectrum: NDArray[np.float64],
-    radius: float,
-) -> NDArray[np.float64]:
-    """Write one stack per micrograph, but for those `--continue` finds; returns what the images were divided by."""
-    job.resume_from = job.folder / "job.json"
-    deviations = []
+def _particles(options: Options, job: Job, volumes: NDArray[np.float32], diameter: float) -> None:
+    box = volumes.shape[-1]
+    recipe = particle_simulation.Recipe(
+        n=options.nr_particles,
+        n_micrographs=options.nr_micrographs,
+        radius=diameter / 2 / options.angpix,
+        optics=_optics(options, box),
+        defocus=(options.defocus_min, options.defocus_max),
+        astigmatism=options.astigmatism,
+        sigma_offset=options.sigma_offset,
+        fractions=options.fraction or (1.0,) * len(volumes),
+        with_ctf=options.ctf,
+        snr=options.snr,
+        coloured=options.coloured,
+        seed=options.random_seed,
+    )
+    folder = job.folder / "stacks"
+    particles = particle_simulation.draw_particles(recipe, lambda name: project_path(folder / f"{name}.mrcs"))
+    volumes = particle_simulation.grey_scale(recipe, particles, _projector(options, job, volumes)) * volumes
+    simulated.write_maps(job.folder, volumes, options.angpix)
+    projector = _projector(options, job, volumes)
     with job.progress(len(particles), "Simulating") as progress:
-        for stack, members in _stacks(particles):
-            if not (options.continue_ and stack.is_file()):
-                with mrc.stack_writer(stack, len(members), options.box, options.angpix) as writer:
-                    for start in range(0, len(members), _batch_size(options.box)):
-                        job.check_abort()
-                        part = members[start : start + _batch_size(options.box)]
-                        images = _project(options, particles, projector, part)
-                        images += simulation.particle_noise(part, spectrum, options.random_seed)
-                        images, _, deviation = simulation.normalise(images, radius)
-                        writer.append(images)
-                        deviations.append(deviation)
-            progress.update(len(members))
-    return np.concatenate(deviations) if deviations else np.zeros(0)
+
+        def between(n: int) -> None:
+            progress.update(n)
+            job.check_abort()
+
+        deviations = simulated.write_stacks(recipe, particles, projector, bool(options.continue_), between)
+    simulated.write_particles(job.folder, particles, _tilts(options))
+    job.say(
+        f"{len(particles)} particles of {box} px, {options.angpix:g} Å/px, SNR {options.snr:g} inside a circle "
+        f"of {diameter:.0f} Å; seed {options.random_seed}"
+    )
+    if deviations.size:
+        job.say(f"images were divided by {deviations.mean():.3f} on average ({deviations.std():.3f} rms) to normalise")
 
 
-def _stacks(particles: Particles) -> Iterator[tuple[Path, NDArray[np.int64]]]:
-    """Each stack with the particles in it, in order."""
-    names = np.array([name.rpartition("@")[2] for name in particles.image_name])
-    starts = np.flatnonzero(np.concatenate([[True], names[1:] != names[:-1]]))
-    for start, stop in zip(starts, [*starts[1:], len(names)], strict=True):
-        yield Path(names[start]), np.arange(start, stop)
+def _micrographs(options: Options, job: Job, volumes: NDArray[np.float32], diameter: float) -> None:
+    movie = None
+    if options.kind == "movies":
+        movie = movie_simulation.Recipe(options.nr_frames, options.dose, options.drift, options.doming)
+    recipe = _recipe(options, volumes, diameter, movie)
+    n = options.nr_micrographs
+    counts = np.bincount(np.arange(options.nr_particles) * n // options.nr_particles, minlength=n).tolist()
+    scale = micrograph_simulation.grey_scale(recipe, counts, _projector(options, job, volumes), options.snr)
+    volumes = scale * volumes
+    simulated.write_maps(job.folder, volumes, options.angpix)
+    projector = _projector(options, job, volumes)
+    detector = None
+    if movie is not None:
+        bad = options.hot_pixels, options.dead_pixels
+        detector = movie_simulation.draw_detector(recipe.shape, *bad, options.random_seed)
+        mrc.write_volume(job.folder / "gain.mrc", detector.gain, options.angpix)
+    files = [simulated.Files(job.folder, f"mic{i + 1:05d}", options.movie_format if movie else "") for i in range(n)]
+    scenes = []
+    with job.progress(n, "Simulating", options.kind) as progress:
+        for number, file in enumerate(files):
+            job.check_abort()
+            scene = micrograph_scene.draw_scene(recipe, number, counts[number])
+            scenes.append(scene)
+            if not (options.continue_ and file.complete()):
+                image = micrograph_simulation.expected_image(recipe, scene, projector)
+                if (clipped := float((image < 0).mean())) > _CLIPPED:
+                    job.warn(
+                        f"{file.name}: {clipped:.1%} of the pixels expect no electron; lower --snr or raise --dose"
+                    )
+                simulated.write_micrograph(file, recipe, scene, image)
+                if movie is not None and detector is not None:
+                    simulated.write_movie(file, recipe, movie, scene, detector, to_like(image, projector.like))
+            progress.update(1)
+    simulated.write_tables(files, recipe.optics, _tilts(options), scenes)
+    job.say(
+        f"{n} {options.kind} of {recipe.shape[1]} x {recipe.shape[0]} px, {options.angpix:g} Å/px, with "
+        f"{options.nr_particles} particles of {diameter:.0f} Å, SNR {options.snr:g}; seed {options.random_seed}"
+    )
 
 
-def _batch_size(box: int) -> int:
-    return max(1, _BATCH_PIXELS // box**2)
+def _recipe(
+    options: Options, volumes: NDArray[np.float32], diameter: float, movie: movie_simulation.Recipe | None
+) -> micrograph_scene.Recipe:
+    size = options.micrograph_size
+    return micrograph_scene.Recipe(
+        shape=(size[-1], size[0]),
+        pixel_size=options.angpix,
+        diameter=diameter,
+        optics=_optics(options, volumes.shape[-1]),
+        defocus=(options.defocus_min, options.defocus_max),
+        astigmatism=options.astigmatism,
+        defocus_spread=options.defocus_spread,
+        phase_shift=(options.phase_shift[0], options.phase_shift[-1]),
+        bfactor=options.bfactor,
+        fractions=options.fraction or (1.0,) * len(volumes),
+        electrons=options.dose * options.angpix**2,
+        ice=options.ice,
+        ice_peak=options.ice_peak,
+        carbon=options.carbon,
+        contamination=options.contamination,
+        seed=options.random_seed,
+        motion=movie.reach if movie else 0.0,
+    )

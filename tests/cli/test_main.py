@@ -34,7 +34,8 @@ def test_help_names_the_jobs_in_order_without_importing_numpy() -> None:
 
 
 def test_jobs_are_in_the_order_of_a_project() -> None:
-    assert list(table.JOBS) == ["simulate", "refine3d", "mask", "postprocess", "reconstruct", "project"]
+    before = ["simulate", "import", "motioncorr", "ctffind"]
+    assert list(table.JOBS) == [*before, "refine3d", "mask", "postprocess", "reconstruct", "project"]
 
 
 @pytest.mark.parametrize("job", list(table.JOBS))
@@ -173,3 +174,16 @@ def test_the_console_script_ends_with_the_status(tmp_path: Path) -> None:
     done = subprocess.run([*command, str(tmp_path / "mask.mrc")], capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr == f"error: {tmp_path}/no.mrc: cannot be read: No such file or directory\n"
+
+
+def test_a_pattern_that_the_shell_has_expanded_is_told_from_a_stray_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    names = [f"movie{i}.tiff" for i in range(3)]
+    for name in names:
+        Path(name).touch()
+    assert run(["import", "--i", *names, "--odir", "Import"]) == 2
+    assert "put a pattern in quotes, as '*.tiff'" in capsys.readouterr().err
+    assert run(["import", "--i", "movie0.tiff", "nothing", "--odir", "Import"]) == 2
+    assert "nothing" in capsys.readouterr().err

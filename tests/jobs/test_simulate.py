@@ -213,7 +213,7 @@ def test_abort_between_batches_leaves_no_half_stack(simulate: Simulate, capsys: 
         ("--kV 300 --kV 200", 2, "--kV: expected one value, or one for each of --nr_optics_groups"),
         ("--nr_particles 0", 2, "--nr_particles 0: expected >= 1"),
         ("--snr 0", 2, "--snr 0: expected 1e-06 to 1e+06"),
-        ("--kind movies", 2, "--kind movies: expected one of particles"),
+        ("--kind maps", 2, "--kind maps: expected one of particles, micrographs, movies"),
         ("--model gone.pdb", 1, "gone.pdb: cannot be read: No such file or directory"),
     ],
 )

@@ -1,0 +1,83 @@
+"""How far a CTF estimate can be trusted: a probability calibrated on simulated micrographs, and what speaks against."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa.ctf_estimation import CtfEstimate
+from spa.kernels.backend import Array, to_host
+
+TRUSTED = 0.9
+"""A fit with at least this probability, and nothing else against it, is trusted."""
+
+_INTERCEPT, _PER_LOG_GAIN, _PER_ERROR, _PER_LEAD = -8.04, 2.79, -0.00167, 0.0854
+_ERROR_LIMIT, _LEAD_LIMIT = 400.0, 30.0
+_DEFOCUS_ERROR = 180.0
+_DRIFT = 0.35
+_PHASE_ERROR = 3.0
+_UNEVEN_SHARE, _UNEVEN_CONTRAST, _UNEVEN_PART = 0.82, 0.2, 0.15
+_BLOCKS = 32
+
+
+def confidence(gain: float, lead: float, defocus_error: float) -> float:
+    """Probability that both defoci are within 300 Angstrom of the truth.
+
+    Parameters
+    ----------
+    gain, lead, defocus_error : of `spa.ctf_estimation.CtfEstimate`.
+
+    Notes
+    -----
+    Logistic regression on micrographs made by `spa simulate` (see benchmarks/jobs/ctffind.py), from plain rings to
+    none; the resolution of the fit is not used, since noise alone can give a good one.
+    """
+    score = (
+        _INTERCEPT
+        + _PER_LOG_GAIN * math.log(max(gain, 1.0))
+        + _PER_ERROR * min(defocus_error, _ERROR_LIMIT)
+        + _PER_LEAD * min(max(lead, 0.0), _LEAD_LIMIT)
+    )
+    return 1 / (1 + math.exp(-max(min(score, 30.0), -30.0)))
+
+
+def problems(found: CtfEstimate, uneven: float) -> list[str]:
+    """What speaks against a fit, one word each; none for a fit to be trusted.
+
+    `uneven` is that of `uneven_part`.
+    """
+    checks = {
+        "rings_too_weak": confidence(found.gain, found.lead, found.defocus_error) < TRUSTED,
+        "defocus_uncertain": found.defocus_error > _DEFOCUS_ERROR,
+        "phase_shift_uncertain": found.phase_error > _PHASE_ERROR,
+        "defocus_at_limit": found.at_limit,
+        "drift": found.drift > _DRIFT,
+        "uneven_field": uneven > 0,
+    }
+    return [word for word, spoken in checks.items() if spoken]
+
+
+def uneven_part(micrograph: Array) -> float:
+    """The part of a micrograph (rows, columns) that is covered by something of another brightness; 0 for none.
+
+    Notes
+    -----
+    Means of blocks are parted in two so that the variance between the parts is largest (Otsu 1979, IEEE Trans Syst
+    Man Cybern 9:62). Noise gives 0.64 of the variance between the parts and a slope 0.75; a step, as carbon or
+    the edge of a hole makes it, gives nearly all. A share of less than 15 per cent does not count.
+    """
+    rows, columns = (n // _BLOCKS * _BLOCKS for n in micrograph.shape)
+    if min(rows, columns) < 4 * _BLOCKS:
+        return 0.0
+    blocks = micrograph[:rows, :columns].reshape(rows // _BLOCKS, _BLOCKS, columns // _BLOCKS, _BLOCKS)
+    means: NDArray[np.float64] = np.sort(to_host(blocks.mean(axis=(1, 3), dtype=np.float64)).ravel())
+    n, total, below = len(means), means.sum(), np.arange(1, len(means))
+    sums = np.cumsum(means)[:-1]
+    between = below * (n - below) / n**2 * ((total - sums) / (n - below) - sums / below) ** 2
+    best = int(between.argmax())
+    part = min(best + 1, n - best - 1) / n
+    contrast = float(means.std()) / max(float(micrograph.std(dtype=np.float64)), 1e-30)
+    stepped = between[best] > _UNEVEN_SHARE * means.var() and contrast > _UNEVEN_CONTRAST
+    return part if stepped and part >= _UNEVEN_PART else 0.0
