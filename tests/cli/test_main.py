@@ -183,7 +183,7 @@ def test_a_pattern_that_the_shell_has_expanded_is_told_from_a_stray_word(
     names = [f"movie{i}.tiff" for i in range(3)]
     for name in names:
         Path(name).touch()
-    assert run(["import", "--i", *names, "--odir", "Import"]) == 2
+    assert main.run(["import", "--i", *names, "--odir", "Import"]) == 2
     assert "put a pattern in quotes, as '*.tiff'" in capsys.readouterr().err
-    assert run(["import", "--i", "movie0.tiff", "nothing", "--odir", "Import"]) == 2
+    assert main.run(["import", "--i", "movie0.tiff", "nothing", "--odir", "Import"]) == 2
     assert "nothing" in capsys.readouterr().err
