@@ -15,7 +15,7 @@ from spa.ctf_estimation_model import (
     RingFit,
     Wave,
     basis,
-    flat_fit,
+    deviance_by_ring,
     flattened,
     information,
     refine,
@@ -66,6 +66,7 @@ class CtfEstimate:
     phase_shift : degrees.
     gain : log-likelihood of the fit over that of no rings, in nats, corrected for the dispersion of the data.
     lead : how much of it the best different defocus lacks.
+    support : how much of it is left without the ring that gives most.
     defocus_error : standard deviation of the defocus along the worst direction, Angstrom.
     phase_error : standard deviation of the phase shift, degrees; 0 where it was not fitted.
     at_limit : the defocus lies at an end of the range searched.
@@ -82,6 +83,7 @@ class CtfEstimate:
     phase_shift: float
     gain: float
     lead: float
+    support: float
     defocus_error: float
     phase_error: float
     at_limit: bool
@@ -147,9 +149,10 @@ def estimate(spectrum: Spectrum, wave: Wave, settings: Settings) -> CtfEstimate:
     table = Table.of(flat, wave, _range(settings))
     candidates = search(table, _N_CANDIDATES)
     fits, dispersion = _refined(flat, wave, shape, candidates, settings)
-    flat_deviance = flat_fit(flat, shape)
-    gains = [(flat_deviance - fit.penalty) / (2 * dispersion) for fit in fits]
     best = fits[0]
+    without = deviance_by_ring(flat, wave, shape, None)
+    gains = [float(without.sum() - fit.penalty) / (2 * dispersion) for fit in fits]
+    by_ring = (without - deviance_by_ring(flat, wave, shape, best)) / (2 * dispersion)
     other = [g for g, fit in zip(gains, fits, strict=True) if _differs(fit.parameters, best.parameters)]
     error, phase_error = _errors(flat, wave, best, settings, dispersion)
     parameters = replace(best.parameters, phase_shift=_within_range(best.parameters.phase_shift, settings))
@@ -165,6 +168,7 @@ def estimate(spectrum: Spectrum, wave: Wave, settings: Settings) -> CtfEstimate:
         phase_shift=math.degrees(parameters.phase_shift),
         gain=gains[0],
         lead=gains[0] - max(other, default=0.0),
+        support=_without_one_ring(flat, wave, best.parameters, by_ring),
         defocus_error=error,
         phase_error=phase_error,
         at_limit=not settings.defocus_min + _AT_END < parameters.defocus < settings.defocus_max - _AT_END,
@@ -216,6 +220,16 @@ def _refined(
     return fits, dispersion
 
 
+def _without_one_ring(flat: Spectrum, wave: Wave, parameters: Parameters, gain: NDArray[np.float64]) -> float:
+    """The sum of a gain per radial bin, less the largest sum over any one ring."""
+    first, last = int(flat.ring[0]), int(flat.ring[-1])
+    s2 = flat.frequencies[first : last + 1] ** 2
+    turn = np.maximum.accumulate(np.asarray(wave.phase(s2, parameters.defocus)) / np.pi)
+    total = np.concatenate([[0.0], np.cumsum(gain[first : last + 1])])
+    ends = np.minimum(np.searchsorted(turn, turn + 1), len(turn) - 1) + 1
+    return float(total[-1] - (total[ends] - total[:-1]).max())
+
+
 def _within_range(phase_shift: float, settings: Settings) -> float:
     """A phase shift (radians) far outside of the range searched, brought there by half turns, which change nothing."""
     if settings.phases is None:
@@ -251,7 +265,7 @@ def _errors(flat: Spectrum, wave: Wave, fit: RingFit, settings: Settings, disper
     """Standard deviations of the defocus along its worst direction (Angstrom) and of the phase shift (degrees)."""
     restraint = dispersion / (0.5 * settings.astigmatism) ** 2
     normal, _ = information(flat, wave, fit, settings.phases is not None, restraint)
-    covariance: NDArray[np.float64] = dispersion * np.linalg.pinv(normal)
+    covariance = np.asarray(dispersion * np.linalg.pinv(normal), dtype=np.float64)
     phase = math.degrees(math.sqrt(covariance[3, 3])) if settings.phases is not None else 0.0
     return _worst(covariance[:3, :3]), phase
 

@@ -13,34 +13,40 @@ from spa.kernels.backend import Array, to_host
 TRUSTED = 0.9
 """A fit with at least this probability, and nothing else against it, is trusted."""
 
+DOUBTFUL = 0.5
+"""The most that a fit with something against it is given."""
+
 _INTERCEPT, _PER_LOG_GAIN, _PER_ERROR, _PER_LEAD = -8.04, 2.79, -0.00167, 0.0854
 _ERROR_LIMIT, _LEAD_LIMIT = 400.0, 30.0
 _DEFOCUS_ERROR = 180.0
+_SUPPORT, _OF_ONE_RING = 0.2, 0.1
 _DRIFT = 0.35
 _PHASE_ERROR = 3.0
 _UNEVEN_SHARE, _UNEVEN_CONTRAST, _UNEVEN_PART = 0.82, 0.2, 0.15
 _BLOCKS = 32
 
 
-def confidence(gain: float, lead: float, defocus_error: float) -> float:
+def confidence(found: CtfEstimate) -> float:
     """Probability that both defoci are within 300 Angstrom of the truth.
-
-    Parameters
-    ----------
-    gain, lead, defocus_error : of `spa.ctf_estimation.CtfEstimate`.
 
     Notes
     -----
     Logistic regression on micrographs made by `spa simulate` (see benchmarks/jobs/ctffind.py), from plain rings to
-    none; the resolution of the fit is not used, since noise alone can give a good one.
+    none; the resolution of the fit is not used, since noise alone can give a good one. What rests on a single ring may
+    be a bend of the background, which none of those micrographs has.
     """
     score = (
         _INTERCEPT
-        + _PER_LOG_GAIN * math.log(max(gain, 1.0))
-        + _PER_ERROR * min(defocus_error, _ERROR_LIMIT)
-        + _PER_LEAD * min(max(lead, 0.0), _LEAD_LIMIT)
+        + _PER_LOG_GAIN * math.log(max(found.gain, 1.0))
+        + _PER_ERROR * min(found.defocus_error, _ERROR_LIMIT)
+        + _PER_LEAD * min(max(found.lead, 0.0), _LEAD_LIMIT)
     )
-    return 1 / (1 + math.exp(-max(min(score, 30.0), -30.0)))
+    probability = 1 / (1 + math.exp(-max(min(score, 30.0), -30.0)))
+    return min(probability, _OF_ONE_RING) if _one_ring(found) else probability
+
+
+def _one_ring(found: CtfEstimate) -> bool:
+    return found.support < _SUPPORT * found.gain
 
 
 def problems(found: CtfEstimate, uneven: float) -> list[str]:
@@ -49,7 +55,8 @@ def problems(found: CtfEstimate, uneven: float) -> list[str]:
     `uneven` is that of `uneven_part`.
     """
     checks = {
-        "rings_too_weak": confidence(found.gain, found.lead, found.defocus_error) < TRUSTED,
+        "rings_too_weak": confidence(found) < TRUSTED and not _one_ring(found),
+        "one_ring_only": _one_ring(found),
         "defocus_uncertain": found.defocus_error > _DEFOCUS_ERROR,
         "phase_shift_uncertain": found.phase_error > _PHASE_ERROR,
         "defocus_at_limit": found.at_limit,

@@ -134,7 +134,7 @@ def smooth_power(spectrum: Spectrum, degree: int = 5) -> NDArray[np.float64]:
     fit = np.polynomial.chebyshev.Chebyshev.fit(
         x[used], np.log(mean[used]), degree, w=np.sqrt(count[used]), domain=(-1, 1)
     )
-    return np.exp(fit(x))
+    return np.asarray(np.exp(fit(x)))
 
 
 def fit_levels(
@@ -202,17 +202,26 @@ def ring_phase(spectrum: Spectrum, wave: Wave, parameters: Parameters) -> Array:
 
 def deviance(spectrum: Spectrum, ring_cos: Array, level: NDArray[np.float64], depth: NDArray[np.float64]) -> float:
     """Twice the sum of log S + P / S - log P - 1 over the pixels: 2 x negative log-likelihood per average."""
+    return float(_deviances(spectrum, ring_cos, level, depth).sum())
+
+
+def _deviances(spectrum: Spectrum, ring_cos: Array, level: NDArray[np.float64], depth: NDArray[np.float64]) -> Array:
+    """The terms of the deviance, (n_pixels,)."""
     xp = xp_of(ring_cos)
     model, _ = _expected(spectrum, ring_cos, level, depth)
     ratio = xp.maximum(spectrum.power / model, 1e-6)
-    return float(2 * (spectrum.weight * (ratio - 1 - xp.log(ratio))).sum())
+    return 2 * spectrum.weight * (ratio - 1 - xp.log(ratio))
 
 
-def flat_fit(spectrum: Spectrum, shape: Basis) -> float:
-    """The deviance of the best fit without rings."""
-    none = xp_of(spectrum.power).zeros_like(spectrum.power)
-    level, depth = fit_levels(spectrum, none, shape, rings=False)
-    return deviance(spectrum, none, level, depth)
+def deviance_by_ring(spectrum: Spectrum, wave: Wave, shape: Basis, fit: RingFit | None) -> NDArray[np.float64]:
+    """The deviance of each radial bin, (n_rings,), of a fit, or of the best one without rings (None)."""
+    xp = xp_of(spectrum.power)
+    if fit is None:
+        ring_cos = xp.zeros_like(spectrum.power)
+        level, depth = fit_levels(spectrum, ring_cos, shape, rings=False)
+    else:
+        ring_cos, level, depth = xp.cos(ring_phase(spectrum, wave, fit.parameters)), fit.level, fit.depth
+    return np.asarray(to_host(spectrum.sums(_deviances(spectrum, ring_cos, level, depth))))
 
 
 def refine(

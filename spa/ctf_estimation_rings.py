@@ -24,6 +24,7 @@ SEEN = 0.5
 
 _N_LEVEL, _N_DEPTH = 14, 12
 _FAINT = 0.15
+_FIRST_RING = 10.0
 _SECTORS = 60
 _WINDOW_RINGS = 1.5
 _NYQUIST_MARGIN = 0.99
@@ -152,12 +153,18 @@ def _ring_correlation(
 
 
 def _seen(frequency: NDArray[np.float64], correlation: NDArray[np.float64]) -> float:
-    """Resolution (Angstrom) at which the correlation first stays below `SEEN` for a while."""
+    """Resolution (Angstrom) at which the correlation first stays below `SEEN` for a while, once it has risen.
+
+    Strong low frequencies may hide the first rings; rings that show only beyond `_FIRST_RING` do not count.
+    """
     patience = max(3, len(frequency) // 50)
-    below = correlation < SEEN
-    for i in range(len(below)):
-        if below[i : i + patience].all():
-            return float(1 / frequency[max(i, 1) - 1] if i else 1 / frequency[0])
+    above = correlation >= SEEN
+    starts = [i for i in np.flatnonzero(frequency < 1 / _FIRST_RING) if above[i : i + patience].all()]
+    if not starts:
+        return float(1 / frequency[0])
+    for i in range(int(starts[0]), len(above)):
+        if not above[i : i + patience].any():
+            return float(1 / frequency[max(i - 1, 0)])
     return float(1 / frequency[-1])
 
 

@@ -185,7 +185,7 @@ def _detrended(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Weighted sums of each sector less a polynomial of its own; and the polynomials (n_bins, degree + 1)."""
     x = np.linspace(-1, 1, values.shape[1])
-    poly = np.polynomial.legendre.legvander(x, _DEGREE)
+    poly = np.asarray(np.polynomial.legendre.legvander(x, _DEGREE), dtype=np.float64)
     out = np.empty_like(values)
     ridge = 1e-6 * np.eye(_DEGREE + 1)
     for j, (v, w) in enumerate(zip(values, count, strict=True)):
@@ -200,4 +200,4 @@ def _norms(rings: NDArray[np.float64], count: NDArray[np.float64], poly: NDArray
     overlap = poly.T @ weighted
     inside = np.linalg.solve(poly.T @ (count[:, None] * poly) + 1e-6 * np.eye(poly.shape[1]), overlap)
     norm = (weighted * rings).sum(axis=0) - (overlap * inside).sum(axis=0)
-    return np.maximum(norm, 0.02 * (count[:, None] * rings**2).sum(axis=0))
+    return np.asarray(np.maximum(norm, 0.02 * (count[:, None] * rings**2).sum(axis=0)))

@@ -73,8 +73,8 @@ def tilt(tiles: Tiles, wave: Wave, parameters: Parameters, fitted: Whole, high: 
     best = min(starts, key=total)
     found = minimize(total, best, method="Nelder-Mead", options={"initial_simplex": _simplex(best), "xatol": 1e-3})
     per_x, per_y, offset = (float(v) for v in found.x)
-    level = minimize(lambda v: total(np.array([0.0, 0.0, v[0]])), [0.0], method="Nelder-Mead")
-    gain = float(level.fun - found.fun)
+    level = min(total(np.array([0.0, 0.0, offset])) for offset in np.linspace(_OFFSETS[0], _OFFSETS[-1], 61))
+    gain = level - float(found.fun)
     if gain < _SURE:
         return Tilt(0.0, 0.0, 0.0, 0.0, 0.0, gain)
     axis = (math.degrees(math.atan2(per_y, per_x)) + 90) % 180
@@ -82,7 +82,7 @@ def tilt(tiles: Tiles, wave: Wave, parameters: Parameters, fitted: Whole, high: 
 
 
 def _simplex(start: NDArray[np.float64]) -> NDArray[np.float64]:
-    return start + np.vstack([np.zeros(3), np.diag([0.05, 0.05, 50.0])])
+    return np.asarray(start + np.vstack([np.zeros(3), np.diag([0.05, 0.05, 50.0])]))
 
 
 def _scores(
@@ -100,7 +100,7 @@ def _scores(
     sums = []
     for row in np.flatnonzero(tiles.kept):
         part = tiles.spectrum(np.arange(len(tiles.kept)) == row)
-        start = int(xp.searchsorted(part.ring, spectrum.ring[0]))
+        start = int(np.searchsorted(to_host(part.ring), int(spectrum.ring[0])))
         power = part.power[start : start + len(spectrum.power)]
         sums.append(to_host(xp.bincount(place, weights=inside * (power / level - 1), minlength=n)))
     s2 = spectrum.frequencies**2

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from spa import dose
 from spa.errors import InputError
 from spa.kernels.backend import Array, fft_of, fft_workers, is_device, xp_of
-from spa.motion import crop_transform, shift_factors
+from spa.motion_fourier import crop_transform, shift_factors
 from spa.motion_model import LocalModel
 
 _SPECTRUM_PIXEL = 1.4  # Angstrom: finer pixels are cropped away from amplitude spectra, as CTFFIND and RELION do

@@ -48,7 +48,7 @@ def write_eer(
     run_bits: int = 7,
     promised: int | None = None,
 ) -> None:
-    """Write frames of electrons as EER: a little-endian BigTIFF of one strip a page; `promised` frames in its header."""
+    """Write frames of electrons as EER, a BigTIFF of one strip a page; `promised` frames in its header."""
     out = bytearray(b"II" + struct.pack("<HHHQ", 43, 8, 0, 0))
     link = 8
     xml = f'<metadata><item name="numberOfFrames">{promised}</item></metadata>'.encode() if promised else b""

@@ -36,6 +36,7 @@ def main() -> None:
     else:
         print(f"\nrefine3d, scaling: left out, no {folder}; set SPA_DATA to the folder that holds sim_7cfn")
     run("micrographs", *save)
+    run("motioncorr", *save)
     run("sizes", "--quick", "--models", str(DATA / "models"), *save)
 
 

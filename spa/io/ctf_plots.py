@@ -40,7 +40,8 @@ def ring_plot(
     """
     figure = Figure(figsize=(11.6, 5.2), layout="constrained")
     FigureCanvasAgg(figure)
-    left, right = figure.subfigures(1, 2, width_ratios=(1, 1.35))
+    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.35))
+    left, right = parts
     _picture(left.subplots(), estimate, picture, highest)
     upper, lower = right.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
     _averages(upper, estimate, highest)
@@ -134,7 +135,7 @@ def _averages(axes: Any, estimate: CtfEstimate, highest: float) -> None:
     axes.plot(rings.frequency, rings.ctf2, color=_GREY, linewidth=0.5, alpha=0.6, label="CTF²", zorder=0)
     axes.axvline(highest, color=_GREY, linewidth=0.8, linestyle=":")
     axes.set(ylim=(-0.35, 1.45), ylabel="relative power")
-    axes.legend(frameon=False, fontsize=8, ncols=3, loc="upper right")
+    axes.legend(edgecolor="none", framealpha=0.85, fontsize=8, ncols=3, loc="upper right")
     top = axes.secondary_xaxis("top")
     last = float(rings.frequency[-1])
     shown: list[float] = []
@@ -168,4 +169,4 @@ def _correlation(axes: Any, estimate: CtfEstimate, highest: float) -> None:
         xlabel="spatial frequency (1/Å)",
         ylabel="correlation",
     )
-    axes.legend(frameon=False, fontsize=8, ncols=2, loc="lower left")
+    axes.legend(edgecolor="none", framealpha=0.85, fontsize=8, ncols=2, loc="lower left")

@@ -9,13 +9,15 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
 
 _COLOURS = "viridis"
 _GREY, _X, _Y, _BAD = "0.55", "#1565c0", "#c0392b", "#c0392b"
-_FIELD_SHARE = 0.42  # of a patch's width that the longest track may take
+_MEAN_OF = 5  # frames
+_FIELD_SHARE = 0.6  # of a patch's width that the longest track may take
 
 
 @dataclass(frozen=True)
@@ -79,18 +81,30 @@ def _patch_tracks(axes: Any, picture: MotionPicture) -> None:
     assert measured is not None
     fitted = fitted - fitted[:, :1]
     # a patch is measured up to a constant
-    measured = measured + (fitted - measured).mean(axis=1, keepdims=True)
+    measured = _running_mean(measured + (fitted - measured).mean(axis=1, keepdims=True))
     spacing = max(picture.field) / max(2.0, np.sqrt(len(centres)))
     longest = max(float(np.percentile(np.hypot(*np.moveaxis(fitted, -1, 0)).max(axis=1), 95)), 0.5)
     factor = _round_down(_FIELD_SHARE * spacing / longest)
     line = None
     for centre, seen, model in zip(centres, measured, fitted, strict=True):
-        axes.plot(*(centre + factor * seen).T, color="0.8", linewidth=0.6, zorder=1)
+        axes.plot(*(centre + factor * seen).T, color="0.75", linewidth=0.7, zorder=1)
         line = _coloured(axes, centre + factor * model, 1.8)
     axes.set(xlim=(0, picture.field[0]), ylim=(0, picture.field[1]), xlabel="x (Å)", ylabel="y (Å)", aspect="equal")
-    axes.set_title(f"local motion of patches, {factor:g} times enlarged", fontsize=9)
+    axes.set_title(f"local motion, {factor:g} times enlarged; grey: measured, mean of {_MEAN_OF} frames", fontsize=9)
     _scale_bar(axes, picture.field, factor, longest)
-    axes.figure.colorbar(line, ax=axes, shrink=0.7, label="frame", pad=0.02)
+    _frame_colours(axes, line)
+
+
+def _frame_colours(axes: Any, line: Any) -> None:
+    axes.figure.colorbar(line, ax=axes, shrink=0.7, label="frame", pad=0.02, ticks=MaxNLocator(integer=True))
+
+
+def _running_mean(tracks: Floats) -> Floats:
+    """Tracks (n, n_frames, 2) averaged over neighbouring frames, fewer at the ends."""
+    n_frames = tracks.shape[1]
+    half = _MEAN_OF // 2
+    means = [tracks[:, max(0, i - half) : i + half + 1].mean(axis=1) for i in range(n_frames)]
+    return np.stack(means, axis=1)
 
 
 def _scale_bar(axes: Any, field: tuple[float, float], factor: float, longest: float) -> None:
@@ -109,7 +123,7 @@ def _whole_track(axes: Any, picture: MotionPicture) -> None:
     axes.set(xlabel="x (Å)", ylabel="y (Å)", aspect="equal", **limits)
     axes.set_title("motion of the whole field", fontsize=9)
     axes.grid(alpha=0.25, linewidth=0.5)
-    axes.figure.colorbar(line, ax=axes, shrink=0.7, label="frame", pad=0.02)
+    _frame_colours(axes, line)
 
 
 def _abscissa(axes: Any, picture: MotionPicture) -> Floats:
@@ -142,6 +156,6 @@ def _steps(axes: Any, picture: MotionPicture) -> None:
 
 
 def _round_down(value: float) -> float:
-    """1, 2 or 5 times a power of ten, not above `value`."""
+    """A round number not above `value`."""
     power = 10.0 ** np.floor(np.log10(value))
-    return float(next(m * power for m in (5, 2, 1) if m * power <= value * (1 + 1e-9)))
+    return float(next(m * power for m in (8, 6, 5, 4, 3, 2, 1.5, 1) if m * power <= value * (1 + 1e-9)))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 import spa
 from spa.ctf_estimation import CtfEstimate, Settings, estimate, estimate_micrograph
-from spa.ctf_estimation_confidence import confidence, problems, uneven_part
+from spa.ctf_estimation_confidence import DOUBTFUL, confidence, problems, uneven_part
 from spa.ctf_estimation_model import Wave
 from spa.ctf_estimation_rings import diagnostic
 from spa.ctf_estimation_spectrum import Spectrum, Tiles, from_image
@@ -164,15 +164,14 @@ def process(item: Item, options: Options) -> Row:
             found, tiles = estimate_micrograph(image, item.pixel_size, options.box, wave, options.settings)
     except ValueError as error:
         raise InputError(f"{item.path}: {error}") from None
-    probability = confidence(found.gain, found.lead, found.defocus_error)
-    against = problems(found, uneven)
-    row = _row(item, options, found, probability, against)
+    tilted: Row = {}
     if options.tilt and tiles is not None:
         plane = tilt(tiles, wave, found.parameters, found.whole, found.highest, found.averages / tiles.kept.sum())
-        row |= {"spaTiltAngle": plane.angle, "spaTiltAxis": plane.axis}
-        row |= {f"rlnDefocus{name}": float(row[f"rlnDefocus{name}"]) + plane.offset for name in "UV"}
+        tilted = {"spaTiltAngle": plane.angle, "spaTiltAxis": plane.axis}
+        found = replace(found, defocus_u=found.defocus_u + plane.offset, defocus_v=found.defocus_v + plane.offset)
+    against = problems(found, uneven)
     _write_files(item, options, found, against)
-    return row
+    return _row(item, options, found, against) | tilted
 
 
 def _micrograph(path: Path) -> NDArray[np.float32]:
@@ -181,7 +180,7 @@ def _micrograph(path: Path) -> NDArray[np.float32]:
         raise InputError(f"{path}: expected one image, found {len(image)}")
     if not np.isfinite(image).all():
         raise InputError(f"{path}: expected finite pixels, found {int((~np.isfinite(image)).sum())} that are not")
-    return image[0]
+    return np.asarray(image[0])
 
 
 def _given_spectrum(item: Item) -> Spectrum:
@@ -191,7 +190,7 @@ def _given_spectrum(item: Item) -> Spectrum:
     return from_image(to_device(image[0], worker_device()), pixel_size if pixel_size > 0 else item.pixel_size)
 
 
-def _row(item: Item, options: Options, found: CtfEstimate, probability: float, against: list[str]) -> Row:
+def _row(item: Item, options: Options, found: CtfEstimate, against: list[str]) -> Row:
     row: Row = {
         "rlnCtfImage": f"{project_path(_file(item, options, '.ctf'))}:mrc",
         "rlnDefocusU": found.defocus_u,
@@ -205,7 +204,7 @@ def _row(item: Item, options: Options, found: CtfEstimate, probability: float, a
         row["rlnPhaseShift"] = found.phase_shift
     return row | {
         "spaCtfTrusted": int(not against),
-        "spaCtfConfidence": probability,
+        "spaCtfConfidence": min(confidence(found), DOUBTFUL if against else 1.0),
         "spaCtfProblems": ",".join(against) or "none",
         "spaDefocusError": found.defocus_error,
         "spaIceRing": found.ice_ring,

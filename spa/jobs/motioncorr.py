@@ -21,8 +21,10 @@ from spa.io.movie_frames import MovieFrames
 from spa.job import Job
 from spa.kernels.backend import Array, fft_of, fft_workers, to_device, to_host, xp_of
 from spa.map_job import Item, MicrographOptions, Row, map_micrographs, worker_device
-from spa.motion import Patches, Track, align_frames, align_patches, crop_transform, joined, moved, working_shape
+from spa.motion import Track, align_frames
+from spa.motion_fourier import crop_transform, moved, working_shape
 from spa.motion_model import LocalModel
+from spa.motion_patches import Patches, align_patches, joined
 from spa.motion_sum import Exposure, FrameSum, SpectrumSum, binned_transform, binning
 from spa.options import UsageError, option
 

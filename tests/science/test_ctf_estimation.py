@@ -99,8 +99,17 @@ def test_noise_is_not_fitted_with_confidence():
     for seed in range(3):
         found = estimate(made_spectrum(Parameters(15000.0), 0.0, seed), WAVE, Settings())
         assert found.gain < 20
-        assert confidence(found.gain, found.lead, found.defocus_error) < TRUSTED
+        assert confidence(found) < TRUSTED
         assert "rings_too_weak" in problems(found, 0.0)
+
+
+def test_a_bend_of_the_background_is_no_ring():
+    noise = made_spectrum(Parameters(15000.0), 0.0)
+    s = np.sqrt(noise.s2)
+    bent = from_pixels_like(noise, noise.power * (1 + 400 * np.exp(-((s / 0.035) ** 2))))
+    found = estimate(bent, WAVE, Settings())
+    assert confidence(found) < 0.5
+    assert problems(found, 0.0)
 
 
 def test_the_stated_error_is_about_the_error():
@@ -109,7 +118,7 @@ def test_the_stated_error_is_about_the_error():
     errors = [abs(f.parameters.defocus - true.defocus) for f in founds]
     stated = np.median([f.defocus_error for f in founds])
     assert 0.1 * stated < np.median(errors) < 1.5 * stated
-    assert min(confidence(f.gain, f.lead, f.defocus_error) for f in founds) > 0.5
+    assert min(confidence(f) for f in founds) > 0.5
 
 
 def test_dispersion_counts_the_averages():
@@ -278,3 +287,18 @@ def test_what_cannot_be_fitted_is_refused():
         from_image(np.abs(white((512, 500))), PIXEL)
     with pytest.raises(ValueError, match="pixels of the spectrum"):
         estimate(made_spectrum(Parameters(9000.0), 1.0), WAVE, Settings(resolution_min=2.9, resolution_max=2.8))
+
+
+def test_every_device_gives_the_same(device):
+    true = parameters(9000, 8500, 30)
+    image = seen_through(white((700, 700)), true, 1.5)
+    here, ours = estimate_micrograph(image, PIXEL, 256, WAVE, Settings(defocus_max=20000))
+    there, tiles = estimate_micrograph(device(image), PIXEL, 256, WAVE, Settings(defocus_max=20000))
+    assert there.defocus_u == pytest.approx(here.defocus_u, abs=0.5)
+    assert there.defocus_v == pytest.approx(here.defocus_v, abs=0.5)
+    assert there.gain == pytest.approx(here.gain, rel=1e-3)
+    assert there.drift == pytest.approx(here.drift, abs=1e-4)
+    assert uneven_part(device(image)) == uneven_part(image)
+    assert np.allclose(diagnostic(there.whole), diagnostic(here.whole), atol=1e-3)
+    gains = [tilt(t, WAVE, f.parameters, f.whole, 1 / 6).gain for t, f in ((ours, here), (tiles, there))]
+    assert gains[1] == pytest.approx(gains[0], abs=0.05)

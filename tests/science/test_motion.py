@@ -11,8 +11,10 @@ from spa.defects import Repair, hot_pixels
 from spa.dose import critical_exposure, frame_weight, voltage_factor, weight_norm
 from spa.errors import InputError
 from spa.kernels.backend import to_host
-from spa.motion import Track, align_frames, align_patches, crop_transform, even_size, joined, moved, working_shape
+from spa.motion import Track, align_frames
+from spa.motion_fourier import crop_transform, even_size, moved, working_shape
 from spa.motion_model import LocalModel, fit_model
+from spa.motion_patches import align_patches, joined
 from spa.motion_sum import Binning, Exposure, FrameSum, SpectrumSum, binned_transform, binning
 from tests.devices import device_named
 from tests.movies import MadeMovie, grid, make_movie, specimen
