@@ -37,6 +37,7 @@ def main() -> None:
         print(f"\nrefine3d, scaling: left out, no {folder}; set SPA_DATA to the folder that holds sim_7cfn")
     run("micrographs", *save)
     run("motioncorr", *save)
+    run("ctffind", *save)
     run("sizes", "--quick", "--models", str(DATA / "models"), *save)
 
 
