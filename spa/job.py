@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import hashlib
 import importlib.metadata
@@ -128,13 +129,13 @@ class Job:
         """Tell the user one line: on the terminal unless `--quiet`, and in run.out."""
         self._log(0, text)
         if not self.options.quiet and not _is_same_file(sys.stdout, self._logs[0]):
-            tqdm.write(text, file=sys.stdout)
+            _write(text, sys.stdout)
 
     def warn(self, text: str) -> None:
         """Tell the user of something doubtful: on the terminal, and in run.err."""
         self._log(1, f"warning: {text}")
         if not self.options.quiet and not _is_same_file(sys.stderr, self._logs[1]):
-            tqdm.write(f"warning: {text}", file=sys.stderr)
+            _write(f"warning: {text}", sys.stderr)
 
     def log_error(self, text: str) -> None:
         """Keep a longer account of an error in run.err only."""
@@ -185,11 +186,15 @@ class Job:
         return f"continue with: {shlex.join(command)}"
 
     def _catch(self, number: int) -> None:
-        """Turn a signal into a request; the second one of its kind acts as it would have."""
+        """Turn a signal into a request; the second one of its kind stops the job where it is."""
 
         def note(received: int, frame: FrameType | None) -> None:
             self._signal = received
-            signal.signal(received, self._old_handlers[received])
+            signal.signal(received, stop)
+
+        def stop(received: int, frame: FrameType | None) -> None:
+            signal.signal(received, signal.SIG_IGN)
+            raise Interrupted(f"stopped at once ({signal.Signals(received).name}); {self._how_to_go_on()}")
 
         try:
             self._old_handlers[number] = signal.signal(number, note)
@@ -289,6 +294,12 @@ def _versions() -> dict[str, str]:
 
 def _now() -> str:
     return datetime.datetime.now().astimezone().isoformat(timespec="seconds")
+
+
+def _write(text: str, stream: TextIO) -> None:
+    """Write a line beside progress bars; that nobody reads it any more (`| head`) is no reason to stop."""
+    with contextlib.suppress(BrokenPipeError):
+        tqdm.write(text, file=stream)
 
 
 def _is_same_file(stream: TextIO, log: TextIO) -> bool:

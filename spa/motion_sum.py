@@ -251,7 +251,7 @@ class SpectrumSum:
     def finish(self, pixel_size: float, box: int) -> tuple[Array, float]:
         """Centred amplitude spectrum, float32 (box, box), and the pixel size it belongs to, in Å.
 
-        `pixel_size` of the binned frame. The box is made smaller where the spectrum has fewer pixels.
+        The zero frequency is left out. `pixel_size` of the binned frame. The box is made smaller where the spectrum has fewer pixels.
         """
         self._close_group()
         half, shape = self._amplitudes, self._sizes.binned
@@ -263,6 +263,8 @@ class SpectrumSum:
         ky = (-xp.arange(shape[0])) % shape[0]
         full[:, columns:] = half[ky][:, 1 : shape[1] - columns + 1][:, ::-1]
         full = xp.fft.fftshift(full)
+        # the mean of the frames, thousands of times its neighbours, would ring through what follows
+        full[shape[0] // 2, shape[1] // 2] = full[shape[0] // 2 - 1, shape[1] // 2 - 1 : shape[1] // 2 + 2].mean()
         square = min(shape) - min(shape) % 2
         full = _resized(full, (square, square))
         cut = square
@@ -271,7 +273,7 @@ class SpectrumSum:
         start = square // 2 - cut // 2
         full = full[start : start + cut, start : start + cut]
         box = min(box, cut)
-        return _resized(full, (box, box)), square * pixel_size / cut
+        return xp.maximum(_resized(full, (box, box)), np.float32(0)), square * pixel_size / cut
 
 
 def _resized(image: Array, new_shape: tuple[int, int]) -> Array:

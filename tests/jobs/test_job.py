@@ -97,6 +97,15 @@ def test_signals_ask_for_an_abort_at_the_next_batch(options: Options, number: si
     assert signal.getsignal(number) is before
 
 
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_second_signal_stops_at_once_and_says_how_to_go_on(options: Options, number: signal.Signals) -> None:
+    with pytest.raises(Interrupted, match="stopped at once.*start again with: "), Job("echo", options):
+        os.kill(os.getpid(), number)
+        os.kill(os.getpid(), number)
+        signal.pause()
+    assert (Path(options.o).parent / "RELION_JOB_EXIT_ABORTED").exists()
+
+
 def test_output_that_cannot_be_written_is_told(options: Options) -> None:
     Path("plain").write_text("a file, not a folder")
     with pytest.raises(InputError, match="plain"), Job("echo", Options(i="in.star", o="plain/run")):
