@@ -6,21 +6,22 @@ A job is one function `process(item, options) -> row` at the top of its module, 
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
 import time
 import traceback
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, TypeAlias, TypeVar
 
 from spa.errors import InputError, Interrupted
-from spa.io.files import existing_file
+from spa.io.files import existing_file, project_path
 from spa.io.finished import Finished, remove_leftovers
 from spa.io.memory import available_memory
-from spa.io.micrograph_tables import OpticsHook, Row, failed_path, write_failed, write_rows
+from spa.io.micrograph_tables import OpticsHook, Row, failed_path, refuse_losing, write_failed, write_rows
 from spa.io.micrographs import MICROSCOPE, Item, file_state, read_items
 from spa.io.star import Block
 from spa.job import Job
@@ -30,6 +31,7 @@ from spa.workers import Worker, heard, use, worker_device
 __all__ = ["Item", "MicrographOptions", "Row", "map_micrographs", "worker_device"]
 
 _REPORTS = 10  # lines of progress in run.out
+_LOOKED_AT = 20  # micrographs whose size says how many fit in memory
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +62,8 @@ def map_micrographs(
     needs: Sequence[str] = MICROSCOPE,
     memory: Callable[[Item], int] | None = None,
     named_after: str | None = None,
+    owns: Sequence[str] = (),
+    reserved: Sequence[str] = (),
 ) -> Block:
     """Run `process` over the images of a STAR file and write the table of what it found.
 
@@ -73,11 +77,14 @@ def map_micrographs(
         "rlnMicrographMovieName".
     output : name of the STAR file to write in the output folder: data_optics and data_micrographs, in the order of
         the input; columns and blocks of the input pass through. Failed micrographs go to `output` with "_failed",
-        whose first table can be the input of another try.
+        which can be the input of another try, into another folder.
     optics : called with the columns of each optics group, returns the columns to set in it.
     needs : columns that every optics group must have besides a pixel size.
-    memory : bytes that `process` takes for a micrograph; asked for the first, to run no more workers than fit.
+    memory : bytes that `process` takes for a micrograph; the largest of the first 20 decides how many workers fit.
+        An InputError counts as 0.
     named_after : the column whose names the outputs take, where that is not `column`.
+    owns : columns that come from `process` only, so that those of an earlier run in the input are dropped.
+    reserved : names in the output folder, without suffix, that the outputs of no micrograph may have.
 
     Returns
     -------
@@ -86,14 +93,18 @@ def map_micrographs(
     Raises
     ------
     InputError
-        As `read_items`; outputs would replace the images; no micrograph could be processed.
+        As `read_items`; outputs would replace the images, or a table of other images; no micrograph could be
+        processed.
     Interrupted
         As `Job.check_abort`; the micrographs being processed are finished before.
     """
-    found, items = read_items(options.i, block, column, options.random_seed, needs, named_after)
+    found, items = read_items(options.i, block, column, options.random_seed, needs, named_after, reserved)
+    path = Path(options.o) / output
     _refuse_replacing(items, options)
+    refuse_losing(path, column, (item.row[column] for item in items), options.i)
+    _warn_of_repeats(items, options, job)
     remove_leftovers({(Path(options.o) / item.stem).parent for item in items})
-    finished = Finished(options.o, _settings(options))
+    finished = Finished(options.o, _settings(options), {item.stem for item in items})
     rows: dict[int, Row] = {}
     if options.only_do_unfinished or options.continue_:
         rows = {item.number: row for item in items if (row := finished.load(item)) is not None}
@@ -101,13 +112,12 @@ def map_micrographs(
     job.resume_flags = ("--only_do_unfinished",)
     todo = [item for item in items if item.number not in rows]
     run = _Run(job, rows, functools.partial(_attempt, process, options, finished))
-    run.do(todo, memory(todo[0]) if memory is not None and todo else 0)
-    path = Path(options.o) / output
+    run.do(todo, _largest(memory, todo[:_LOOKED_AT]) if memory is not None else 0)
     write_failed(path, found, block, run.reasons)
     if not rows:
         first = run.reasons[min(run.reasons)]
         raise InputError(f"none of the {len(items)} micrographs could be processed; the first: {first}")
-    table = write_rows(path, found, block, rows, optics)
+    table = write_rows(path, found, block, rows, optics, owns)
     left_out = f", {len(run.reasons)} left out and listed in {failed_path(path)}" if run.reasons else ""
     job.say(f"{len(rows)} of {len(items)} micrographs in {path}{left_out}")
     return table
@@ -284,3 +294,21 @@ def _refuse_replacing(items: list[Item], options: MicrographOptions) -> None:
             raise InputError(
                 f"--o {options.o}: outputs would lie beside the images, as {item.path}; name another folder"
             )
+
+
+def _warn_of_repeats(items: list[Item], options: MicrographOptions, job: Job) -> None:
+    """Name the images that are listed more than once."""
+    counts = Counter(project_path(item.path) for item in items)
+    repeated = [name for name, count in counts.items() if count > 1]
+    if repeated:
+        names = ", ".join(repeated[:5]) + (", ..." if len(repeated) > 5 else "")
+        job.warn(f"{options.i}: listed more than once, and each time processed: {names}")
+
+
+def _largest(memory: Callable[[Item], int], items: list[Item]) -> int:
+    """The most memory that one of the items takes; one that cannot be read takes none."""
+    largest = 0
+    for item in items:
+        with contextlib.suppress(InputError):
+            largest = max(largest, memory(item))
+    return largest

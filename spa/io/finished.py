@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ class Finished:
 
     A kept row holds as long as the settings, the input row, its optics group and the size and time of the image
     file are what they were, and the files that it names or that begin with its stem are there with the size they had.
+    Of two `stems` of the job, such as x and x_1, a file belongs to the longer one that it begins with.
     """
 
-    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any]) -> None:
+    def __init__(self, folder: str | os.PathLike[str], settings: Mapping[str, Any], stems: Collection[str]) -> None:
         self.folder = Path(folder)
+        self.stems = frozenset(stems)
         self.settings = json.dumps(settings, sort_keys=True)
 
     def load(self, item: Item) -> dict[str, Any] | None:
@@ -57,8 +59,16 @@ class Finished:
         begin = re.compile(rf"{re.escape(stem.name)}[._]")
         if stem.parent.is_dir():
             for entry in os.scandir(stem.parent):
-                if begin.match(entry.name) and not entry.name.endswith(_DONE) and entry.stat().st_mtime_ns >= since:
+                if not begin.match(entry.name) or entry.name.endswith(_DONE) or entry.stat().st_mtime_ns < since:
+                    continue
+                if self._owner(Path(item.stem).parent / entry.name) == item.stem:
                     yield str(stem.parent / entry.name)
+
+    def _owner(self, path: Path) -> str | None:
+        """The longest stem with which a file, relative to the folder, begins."""
+        ends = [match.start() for match in re.finditer(r"[._]", path.name)]
+        beginnings = (str(path.parent / path.name[:end]) for end in reversed(ends) if end)
+        return next((beginning for beginning in beginnings if beginning in self.stems), None)
 
     def _path(self, item: Item) -> Path:
         return self.folder / f"{item.stem}{_DONE}"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
@@ -16,6 +16,8 @@ from spa.io.star import Block, StarFile
 REASON = "spaFailure"
 """Column of the list of failed micrographs that says why."""
 
+_OUTPUT_BLOCK = "micrographs"
+
 Row: TypeAlias = dict[str, str | int | float]
 """Column of a STAR file, without underscore -> value."""
 
@@ -24,11 +26,17 @@ OpticsHook: TypeAlias = Callable[[dict[str, str]], Mapping[str, str | int | floa
 
 
 def write_rows(
-    path: str | os.PathLike[str], found: StarFile, block: str, rows: Mapping[int, Row], optics: OpticsHook | None
+    path: str | os.PathLike[str],
+    found: StarFile,
+    block: str,
+    rows: Mapping[int, Row],
+    optics: OpticsHook | None,
+    owns: Sequence[str] = (),
 ) -> Block:
     """Write data_optics and data_micrographs: the input rows numbered in `rows`, in order, with their new columns.
 
-    `found` is the input and `block` its table of images; its columns and other blocks pass through. Returns the table.
+    `found` is the input and `block` its table of images; its columns and other blocks pass through, but for the
+    columns that the job `owns`, which are only what `rows` hold. Returns the table.
 
     Raises
     ------
@@ -37,7 +45,8 @@ def write_rows(
     """
     numbers = sorted(rows)
     table = _chosen(found[block], numbers)
-    table.name = "micrographs"
+    table.name = _OUTPUT_BLOCK
+    table.drop(*owns)
     for column in dict.fromkeys(name for number in numbers for name in rows[number]):
         without = next((number for number in numbers if column not in rows[number]), None)
         if without is not None:
@@ -50,6 +59,25 @@ def write_rows(
     others = [other for other in found if other.name not in ("optics", block)]
     star.write(path, StarFile([groups, table, *others]))
     return table
+
+
+def refuse_losing(path: str | os.PathLike[str], column: str, names: Iterable[str], source: str) -> None:
+    """Refuse to write a table over `path` that lacks images listed there (InputError).
+
+    `column` holds the images of both tables, `names` are those of the input, the STAR file `source`.
+    """
+    if not os.path.isfile(path):
+        return
+    earlier = star.read(path)
+    if _OUTPUT_BLOCK not in earlier or column not in earlier[_OUTPUT_BLOCK]:
+        return
+    known = set(names)
+    lost = [name for name in earlier[_OUTPUT_BLOCK].text(column) if name not in known]
+    if lost:
+        raise InputError(
+            f"{path}: holds {len(lost)} images that are not in {source}, as {lost[0]}; "
+            "keep it and name another folder with --o"
+        )
 
 
 def failed_path(path: str | os.PathLike[str]) -> Path:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import os
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from pathlib import Path
 from spa.errors import InputError
 from spa.io import star, vintage
 from spa.io.files import project_path, resolve
+from spa.io.micrograph_tables import REASON
 from spa.io.star import Block, StarFile
 
 RANGES = {
@@ -76,21 +78,25 @@ def read_items(
     random_seed: int,
     needs: Sequence[str] = MICROSCOPE,
     named_after: str | None = None,
+    reserved: Sequence[str] = (),
 ) -> tuple[StarFile, list[Item]]:
     """The STAR file `path`, in the form of RELION 3.1 or later, and the rows of its table `block`.
 
     `column` holds the names of the images. Names that are found only beside the STAR file are brought to the
     working folder; whether an image is there is not asked. `needs` are columns that every optics group must have
-    besides its pixel size; `named_after` is the column whose names give the stems, `column` if None.
+    besides its pixel size; `named_after` is the column whose names give the stems, `column` if None; `reserved` are
+    stems that no row may have. The reasons in a list of failed images are left out.
 
     Raises
     ------
     InputError
-        As `star.read`; no such block or column; a table without rows; a row of an optics group that is not there;
+        As `star.read`; no such block or column; a table without rows; a row of an optics group that is not there or
+        there twice;
         a voltage, pixel size, spherical aberration or amplitude contrast that is missing or not sane.
     """
     found = vintage.upgrade(star.read(path))
     table = found[block]
+    table.drop(REASON)
     for required in (column, named_after or column, "rlnOpticsGroup"):
         table.require(required)
     if not len(table):
@@ -103,7 +109,7 @@ def read_items(
         _find_files(part, path, column)
     rows, group_rows = _as_rows(table), _as_rows(optics)
     names = [row[column] for row in rows]
-    stems = unique_stems([row[named_after or column] for row in rows])
+    stems = unique_stems([row[named_after or column] for row in rows], reserved)
     items = [
         Item(i, row, group_rows[groups[i]], Path(names[i]), stems[i], _seed(random_seed, names[i]))
         for i, row in enumerate(rows)
@@ -132,32 +138,54 @@ def check_group(optics: Block, row: int, block: str, needs: Sequence[str] = MICR
             )
 
 
-def unique_stems(names: Sequence[str]) -> list[str]:
+def unique_stems(names: Sequence[str], reserved: Sequence[str] = ()) -> list[str]:
     """For each file name a path without suffix under which its outputs can be told from all others'.
 
     "MotionCorr/job002/Movies/foo.mrc" becomes "Movies/foo", as RELION names outputs; of a name outside the working
-    folder the last folder stays. A stem that was taken gets "_2", "_3" and so on, without regard to case.
+    folder the last folder stays, with a hash of the whole name. Different files that would share a stem, without
+    regard to case, all get a hash, as does one whose stem is `reserved`: no stem depends on the order of the names,
+    and none passes from one file to another when some of them are done again.
     """
-    taken: set[str] = set()
+    files = [project_path(name) for name in names]
+    plain = [_plain_stem(file) for file in files]
+    sharing: dict[str, set[str]] = {stem.lower(): {""} for stem in reserved}
+    for file, stem in zip(files, plain, strict=True):
+        sharing.setdefault(stem.lower(), set()).add(file)
+    seen: Counter[str] = Counter()
     stems = []
-    for name in names:
-        path = Path(_PIPELINE_FOLDER.sub("", os.path.normpath(name)))
-        if path.is_absolute() or ".." in path.parts:
-            path = Path(*[part for part in path.parts if part not in (path.anchor, "..")][-2:])
-        stem = first = path.with_suffix("").as_posix()
-        count = 1
-        while stem.lower() in taken:
-            count += 1
-            stem = f"{first}_{count}"
-        taken.add(stem.lower())
+    for file, stem in zip(files, plain, strict=True):
+        seen[file] += 1
+        if seen[file] > 1:
+            stem = f"{stem}_{_hash(f'{file} {seen[file]}')}"
+        elif len(sharing[stem.lower()]) > 1:
+            stem = f"{stem}_{_hash(file)}"
         stems.append(stem)
     return stems
+
+
+def _plain_stem(file: str) -> str:
+    """The stem of a file that shares it with no other."""
+    path = Path(_PIPELINE_FOLDER.sub("", file))
+    if path.is_absolute():
+        return f"{Path(*path.parts[1:][-2:]).with_suffix('').as_posix()}_{_hash(file)}"
+    return path.with_suffix("").as_posix()
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
 def _groups_of(table: Block, optics: Block) -> list[int]:
     """For each row of `table` the row of its group in `optics`."""
     optics.require("rlnOpticsGroup")
-    places = {number: i for i, number in enumerate(optics.integers("rlnOpticsGroup").tolist())}
+    places: dict[int, int] = {}
+    for row, number in enumerate(optics.integers("rlnOpticsGroup").tolist()):
+        if number in places:
+            raise InputError(
+                f"{optics.path}: data_optics, rows {places[number] + 1} and {row + 1}, column rlnOpticsGroup: "
+                f"expected different groups, found {number} in both"
+            )
+        places[number] = row
     numbers = table.integers("rlnOpticsGroup").tolist()
     for row, number in enumerate(numbers):
         if number not in places:

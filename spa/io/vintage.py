@@ -28,6 +28,11 @@ PIXELS_TO_ANGSTROM = {
 """Column in pixels -> its successor in Angstrom."""
 
 _TYPES = {"rlnImageName": "particles", "rlnMicrographName": "micrographs", "rlnMicrographMovieName": "movies"}
+_SIZES = {
+    "particles": "rlnImagePixelSize",
+    "micrographs": "rlnMicrographPixelSize",
+    "movies": "rlnMicrographOriginalPixelSize",
+}
 
 
 def upgrade(star: StarFile, pixel_size: float | None = None) -> StarFile:
@@ -51,7 +56,7 @@ def upgrade(star: StarFile, pixel_size: float | None = None) -> StarFile:
             _origins_to_angstrom(main, _pixel_size_of_groups(star, main))
         return star
     main, kind = _main_table(star)
-    sizes = _pixel_sizes(main, pixel_size)
+    sizes = _pixel_sizes(main, pixel_size, kind)
     optics, numbers = _optics_groups(main, sizes, kind)
     _origins_to_angstrom(main, sizes)
     main.drop(*OPTICS, "rlnMagnification", "rlnDetectorPixelSize", "rlnPixelSize", "rlnOpticsGroup")
@@ -73,7 +78,7 @@ def _main_table(star: StarFile) -> tuple[Block, str]:
     )
 
 
-def _pixel_sizes(main: Block, pixel_size: float | None) -> NDArray[np.float64]:
+def _pixel_sizes(main: Block, pixel_size: float | None, kind: str) -> NDArray[np.float64]:
     if "rlnMagnification" in main and "rlnDetectorPixelSize" in main:
         magnification = main.floats("rlnMagnification")
         if np.any(magnification <= 0):
@@ -85,10 +90,10 @@ def _pixel_sizes(main: Block, pixel_size: float | None) -> NDArray[np.float64]:
     if "rlnPixelSize" in main:
         return main.floats("rlnPixelSize")
     if pixel_size is None or pixel_size <= 0:
+        headers = ", and no pixel size in the image headers" if kind == "particles" else ""
         raise InputError(
-            f"{main.path}: data_{main.name}: no rlnMagnification and rlnDetectorPixelSize, and no pixel "
-            f"size in the "
-            "image headers"
+            f"{main.path}: data_{main.name}: no rlnMagnification and rlnDetectorPixelSize{headers}; expected a "
+            f"data_optics table with {_SIZES[kind]} (spa import makes one)"
         )
     return np.full(len(main), float(pixel_size))
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +32,18 @@ from spa.options import UsageError, option
 FOUND = "spaMotionFound"
 """Column: 1 where the frames correlate, 0 where they do not and were summed as they are."""
 
+_OWNED = (
+    "rlnMicrographName",
+    "rlnMicrographNameNoDW",
+    "rlnCtfPowerSpectrum",
+    "rlnMicrographMetadata",
+    "rlnAccumMotionTotal",
+    "rlnAccumMotionEarly",
+    "rlnAccumMotionLate",
+    FOUND,
+)
+_GAIN = "gain"  # name of the turned gain reference
+_COPIES = 3  # the frames as stored, their transforms and what patches are cut from, as float32 at most
 _REACH = 100.0  # Å that a frame may lie away from the mean of all
 _EARLY_DOSE = 4.0  # e/Å^2, RELION's border between early and late motion
 _SMALLEST_PATCH = 24  # pixels of the cropped frame
@@ -105,6 +118,9 @@ def run(options: Options, job: Job) -> None:
         column="rlnMicrographMovieName",
         output="corrected_micrographs.star",
         optics=optics,
+        memory=partial(_memory, options),
+        owns=_OWNED,
+        reserved=(_GAIN,),
     )
     lost = [
         name for name, found in zip(table.text("rlnMicrographName"), table.integers(FOUND), strict=True) if not found
@@ -164,7 +180,17 @@ def _gain(path: str, rotation: int, flip: int) -> NDArray[np.float32]:
 
 
 def _turned_gain(options: Options) -> str:
-    return str(Path(options.o) / "gain.mrc")
+    return str(Path(options.o) / f"{_GAIN}.mrc")
+
+
+def _memory(options: Options, item: Item) -> int:
+    """Bytes that a movie takes, from its header."""
+    if item.path.suffix == ".gz":  # opening it would unpack all of it
+        shape = mrc.info(item.path).shape
+    else:
+        with open_movie(item.path, options.eer_grouping, options.eer_upsampling) as movie:
+            shape = (len(movie), *movie.shape)
+    return _COPIES * np.dtype(np.float32).itemsize * math.prod(shape)
 
 
 def _align(frames: MovieFrames, item: Item, options: Options) -> _Motion:

@@ -1,14 +1,18 @@
-"""Tables of movies and micrographs: sane optics, found files, stems that do not collide."""
+"""Tables of movies and micrographs: sane optics, found files, stems that do not collide; memory that is free."""
 
 from __future__ import annotations
 
+import json
+import re
 from pathlib import Path
 
 import pytest
 
 from spa.errors import InputError
 from spa.io import star
-from spa.io.finished import remove_leftovers
+from spa.io.finished import Finished, remove_leftovers
+from spa.io.memory import available_memory
+from spa.io.micrograph_tables import Row, write_rows
 from spa.io.micrographs import read_items, unique_stems
 from spa.io.star import Block, StarFile
 
@@ -150,9 +154,83 @@ def test_seeds_do_not_depend_on_the_other_rows() -> None:
 
 
 def test_stems_drop_the_job_folder_and_never_collide() -> None:
-    names = ["MotionCorr/job002/Movies/a.mrc", "Movies/a.tiff", "/data/set/raw/b.eer", "../raw/b.eer", "c"]
-    assert unique_stems(names) == ["Movies/a", "Movies/a_2", "raw/b", "raw/b_2", "c"]
-    assert unique_stems(["a.mrc", "a.tif", "a_2.mrc"]) == ["a", "a_2", "a_2_2"]
+    names = ["MotionCorr/job002/Movies/a.mrc", "Movies/A.tiff", "/data/set/raw/b.eer", "../raw/b.eer", "c", "c"]
+    stems = unique_stems(names)
+    assert len({stem.lower() for stem in stems}) == len(names)
+    hashed = r"_[0-9a-f]{8}"
+    expected = (f"Movies/a{hashed}", f"Movies/A{hashed}", f"raw/b{hashed}", f"raw/b{hashed}", "c", f"c{hashed}")
+    for stem, pattern in zip(stems, expected, strict=True):
+        assert re.fullmatch(pattern, stem)
+    assert unique_stems(["MotionCorr/job002/Movies/a.mrc"]) == ["Movies/a"]
+    assert unique_stems([str(Path("Movies/a.mrc").absolute())]) == ["Movies/a"]
+
+
+def test_stems_of_some_are_never_those_of_others() -> None:
+    names = ["Movies/a.mrc", "Movies/a.tiff", "/one/raw/b.eer", "/two/raw/b.eer", "c.mrc"]
+    stems = dict(zip(names, unique_stems(names), strict=True))
+    assert unique_stems(names[::-1]) == list(stems.values())[::-1]
+    for name in names:
+        (alone,) = unique_stems([name])
+        assert alone not in [stem for other, stem in stems.items() if other != name]
+    assert unique_stems(names[2:]) == list(stems.values())[2:]
+
+
+def test_a_reserved_stem_is_given_to_no_row() -> None:
+    assert unique_stems(["gain.tiff", "m/gain.tiff"], ["gain"])[1] == "m/gain"
+    assert re.fullmatch(r"gain_[0-9a-f]{8}", unique_stems(["gain.tiff"], ["gain"])[0])
+
+
+def test_two_optics_groups_of_the_same_number_are_named() -> None:
+    write("m.star", ["a.mrc"])
+    found = star.read("m.star")
+    found.put(Block.table("optics", {name: [value] * 2 for name, value in OPTICS.items()}))
+    star.write("m.star", found)
+    with pytest.raises(InputError, match=r"m.star: data_optics, rows 1 and 2, column rlnOpticsGroup: .* found 7"):
+        read("m.star")
+
+
+def test_the_reason_of_an_earlier_failure_is_left_out() -> None:
+    write("m.star", ["a.mrc"])
+    found = star.read("m.star")
+    found["micrographs"].set("spaFailure", ["truncated"])
+    star.write("m.star", found)
+    found, (item,) = read_items("m.star", "micrographs", "rlnMicrographName", 1)
+    assert "spaFailure" not in item.row
+    assert "spaFailure" not in found["micrographs"]
+
+
+def test_a_table_without_optics_or_pixel_size_says_what_makes_one() -> None:
+    star.write("m.star", StarFile([Block.table("micrographs", {"rlnMicrographName": ["a.mrc"]})]))
+    with pytest.raises(InputError, match=r"data_optics table with rlnMicrographPixelSize \(spa import makes one\)$"):
+        read("m.star")
+
+
+def test_columns_that_the_job_owns_are_only_those_of_this_run() -> None:
+    write("m.star", ["a.mrc", "b.mrc"])
+    found = star.read("m.star")
+    for column in ("rlnPhaseShift", "rlnDefocusU", "mine"):
+        found["micrographs"].set(column, [1, 2])
+    rows: dict[int, Row] = {1: {"rlnDefocusU": 9.0}}
+    table = write_rows("out.star", found, "micrographs", rows, None, ("rlnPhaseShift", "rlnDefocusU", "rlnOther"))
+    assert table.columns == ["rlnMicrographName", "rlnOpticsGroup", "mine", "rlnDefocusU"]
+    assert star.read("out.star")["micrographs"].floats("rlnDefocusU").tolist() == [9]
+    kept = write_rows("out.star", found, "micrographs", rows, None)
+    assert kept.floats("rlnPhaseShift").tolist() == [2]
+
+
+def test_a_file_belongs_to_the_longest_stem_that_it_begins_with() -> None:
+    items = read(write("m.star", ["mics/x.mrc", "mics/x_1.mrc"]))
+    finished = Finished("out", {}, [item.stem for item in items])
+    Path("out/mics").mkdir(parents=True)
+    for name in ("x.mrc", "x_PS.mrc", "x_1.mrc", "x_1_PS.mrc", "x_10.mrc", "y.mrc"):
+        Path("out/mics", name).touch()
+    for item, expected in zip(items, (["x.mrc", "x_10.mrc", "x_PS.mrc"], ["x_1.mrc", "x_1_PS.mrc"]), strict=True):
+        finished.keep(item, {})
+        kept = json.loads(Path(f"out/{item.stem}_done.json").read_text())
+        assert list(kept["files"]) == [f"out/mics/{name}" for name in expected]
+    Path("out/mics/x_1.mrc").write_text("changed")
+    assert finished.load(items[0]) == {}
+    assert finished.load(items[1]) is None
 
 
 def test_leftovers_of_dead_processes_only_are_removed() -> None:
@@ -160,3 +238,17 @@ def test_leftovers_of_dead_processes_only_are_removed() -> None:
         Path(name).touch()
     remove_leftovers([Path(), Path("none")])
     assert sorted(path.name for path in Path().iterdir()) == [".a.mrc.1.0123abcd.tmp", ".mine.tmp", "a.mrc"]
+
+
+def test_memory_is_what_the_machine_and_the_container_leave(tmp_path: Path) -> None:
+    meminfo = tmp_path / "meminfo"
+    meminfo.write_text("MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable:    500 kB\n")
+    assert available_memory(meminfo, tmp_path / "none") == 512000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert available_memory(meminfo, tmp_path) == 512000
+    (tmp_path / "memory.max").write_text("4000\n")
+    assert available_memory(meminfo, tmp_path) == 3000
+    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 300\n")
+    assert available_memory(meminfo, tmp_path) == 3300
+    assert available_memory(tmp_path / "none", tmp_path / "none") > 0

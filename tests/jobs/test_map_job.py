@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shlex
@@ -12,17 +13,19 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from spa.cli import main, table
 from spa.errors import InputError
-from spa.io import star
-from spa.io.memory import available_memory
+from spa.io import mrc, star
 from spa.io.star import Block, StarFile
 from spa.job import Job
+from spa.jobs import motioncorr
 from spa.kernels import backend
-from spa.map_job import _finite, map_micrographs
+from spa.map_job import Item, _finite, _largest, map_micrographs
 from tests.jobs.micrograph_job import Options, process
+from tests.movies import make_movie, write_movies_star, write_mrc, write_tiff
 
 ROOT = Path(__file__).resolve().parents[2]
 OUTPUT = Path("Count/job003")
@@ -138,6 +141,31 @@ def test_the_list_of_failed_ones_can_be_the_next_input() -> None:
     assert star.read("Count/job004/counted.star")["micrographs"].text("rlnMicrographName") == names[1:]
     assert main.run([*COMMAND, "--j", "1"]) == 0
     assert not (OUTPUT / "counted_failed.star").exists()
+
+
+def test_a_folder_whose_table_holds_other_micrographs_is_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    names = write_input(["fine", "damaged", "fine"])
+    assert main.run([*COMMAND, "--j", "1"]) == 0
+    Path(names[1]).write_text("mended")
+    before = {path: path.read_bytes() for path in (OUTPUT / "mics").iterdir()}
+    table, n_calls = (OUTPUT / "counted.star").read_bytes(), len(calls())
+    again = ["each", "--i", f"{OUTPUT}/counted_failed.star", "--o", f"{OUTPUT}/", "--j", "1"]
+    capsys.readouterr()
+    assert main.run(again) == 1
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"{OUTPUT}/counted.star: holds 2 images that are not in {OUTPUT}/counted_failed.star, as {names[0]}" in line
+    assert "another folder with --o" in line
+    assert len(calls()) == n_calls
+    assert (OUTPUT / "counted.star").read_bytes() == table
+    assert {path: path.read_bytes() for path in (OUTPUT / "mics").iterdir()} == before
+
+
+def test_an_image_listed_twice_is_named(capsys: pytest.CaptureFixture[str]) -> None:
+    write_input(["fine", "fine", "fine"], ["m/a.mrc", "m/b.mrc", "m/./a.mrc"])
+    assert main.run([*COMMAND, "--j", "1"]) == 0
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line == "warning: micrographs.star: listed more than once, and each time processed: m/a.mrc"
+    assert len(star.read(OUTPUT / "counted.star")["micrographs"]) == 3
 
 
 def test_a_job_of_which_all_fail_fails(capsys: pytest.CaptureFixture[str]) -> None:
@@ -269,9 +297,8 @@ def test_rows_of_the_same_name_do_not_share_an_output() -> None:
     assert main.run([*COMMAND, "--j", "1"]) == 0
     rows = star.read(OUTPUT / "counted.star")["micrographs"]
     outputs = rows.text("rlnCtfImage")
-    assert outputs == [
-        f"{OUTPUT}/{stem}.txt" for stem in ("Movies/foo", "Movies/foo_2", "Movies/FOO_3", "Movies/foo_4", "bar")
-    ]
+    assert len({output.lower() for output in outputs}) == 5
+    assert outputs[4] == f"{OUTPUT}/bar.txt"
     assert [int(Path(output).read_text()) for output in outputs] == [1, 2, 3, 1, 5]
 
 
@@ -307,6 +334,43 @@ def test_a_kept_row_without_a_column_of_the_others_is_named(capsys: pytest.Captu
     assert "row 2: an earlier version kept no bytes; run without --only_do_unfinished" in capsys.readouterr().err
 
 
+def test_the_largest_micrograph_decides_how_many_fit() -> None:
+    items = [Item(i, {}, {}, Path(f"{i}.mrc"), str(i), 1) for i in range(3)]
+
+    def memory(item: Item) -> int:
+        if item.number == 1:
+            raise InputError("truncated")
+        return 10 + item.number
+
+    assert _largest(memory, items) == 12
+    assert _largest(memory, items[1:2]) == 0
+
+
+def test_a_movie_takes_as_much_memory_as_its_header_says() -> None:
+    frames = np.ones((5, 30, 40), dtype=np.uint8)
+    write_tiff("a.tif", frames)
+    write_mrc("b.mrcs", frames)
+    Path("c.mrc.gz").write_bytes(gzip.compress(Path("b.mrcs").read_bytes()))
+    options = motioncorr.Options(i="movies.star", j=1)
+    for name in ("a.tif", "b.mrcs", "c.mrc.gz"):
+        item = Item(0, {"rlnMicrographMovieName": name}, {}, Path(name), "a", 1)
+        assert motioncorr._memory(options, item) == 3 * 4 * 5 * 30 * 40
+
+
+def test_a_movie_called_as_the_gain_does_not_replace_it() -> None:
+    movie = make_movie(size=256, n_frames=4, contrast=0.3, seed=13)
+    write_tiff("gain.tiff", movie.frames)
+    gain = np.random.default_rng(0).uniform(0.9, 1.1, (256, 256)).astype(np.float32)
+    write_mrc("reference.mrc", gain)
+    write_movies_star("movies.star", ["gain.tiff"])
+    flags = ["--gainref", "reference.mrc", "--gain_rot", "2", "--j", "1"]
+    assert main.run(["motioncorr", "--i", "movies.star", "--o", "out/", *flags]) == 0
+    np.testing.assert_array_equal(mrc.read("out/gain.mrc")[0][0], gain[::-1, ::-1])
+    (name,) = star.read("out/corrected_micrographs.star")["micrographs"].text("rlnMicrographName")
+    assert name != "out/gain.mrc"
+    assert mrc.read(name)[0].mean() == pytest.approx(movie.frames.sum(axis=0).mean(), rel=0.02)
+
+
 def test_no_more_workers_run_than_fit_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names = write_input(["fine"] * 3)
     monkeypatch.setattr("spa.map_job.available_memory", lambda: 25)
@@ -319,20 +383,6 @@ def test_no_more_workers_run_than_fit_in_memory(tmp_path: Path, monkeypatch: pyt
     processes = {line.split()[1] for line in Path("Count/job005/calls").read_text().splitlines()}
     assert 1 <= len(processes) <= 2
     assert "2 at a time, for the memory that is free" in Path("Count/job005/run.out").read_text()
-
-
-def test_memory_is_what_the_machine_and_the_container_leave(tmp_path: Path) -> None:
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 1000 kB\nMemFree: 10 kB\nMemAvailable:    500 kB\n")
-    assert available_memory(meminfo, tmp_path / "none") == 512000
-    (tmp_path / "memory.max").write_text("max\n")
-    (tmp_path / "memory.current").write_text("1000\n")
-    assert available_memory(meminfo, tmp_path) == 512000
-    (tmp_path / "memory.max").write_text("4000\n")
-    assert available_memory(meminfo, tmp_path) == 3000
-    (tmp_path / "memory.stat").write_text("anon 7\ninactive_file 300\n")
-    assert available_memory(meminfo, tmp_path) == 3300
-    assert available_memory(tmp_path / "none", tmp_path / "none") > 0
 
 
 def test_such_jobs_use_every_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
