@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from spa.ctf_estimation_evidence import Evidence, evidence
 from spa.ctf_estimation_model import (
     PEDESTAL,
     Basis,
@@ -74,6 +75,7 @@ class CtfEstimate:
     highest : last frequency of the fit, 1/Angstrom.
     figure_of_merit : correlation of spectrum and rings.
     ice_ring, drift : see `spa.ctf_estimation_rings`.
+    evidence : what each ring by itself says for the fit.
     rings, whole : curves for pictures and the fit over all frequencies.
     """
 
@@ -92,6 +94,7 @@ class CtfEstimate:
     figure_of_merit: float
     ice_ring: float
     drift: float
+    evidence: Evidence
     rings: Rings
     whole: Whole
     parameters: Parameters
@@ -161,6 +164,8 @@ def estimate(spectrum: Spectrum, wave: Wave, settings: Settings) -> CtfEstimate:
         parameters = Parameters(*mean.tolist())
         error = max(error, _worst(covariance))
     fitted = whole(clear, wave, parameters, low)
+    curves = rings(fitted, wave, parameters)
+    averages = 1 / (dispersion * (1 + PEDESTAL) ** 2)
     return CtfEstimate(
         defocus_u=parameters.defocus + parameters.half_difference,
         defocus_v=parameters.defocus - parameters.half_difference,
@@ -172,12 +177,13 @@ def estimate(spectrum: Spectrum, wave: Wave, settings: Settings) -> CtfEstimate:
         defocus_error=error,
         phase_error=phase_error,
         at_limit=not settings.defocus_min + _AT_END < parameters.defocus < settings.defocus_max - _AT_END,
-        averages=1 / (dispersion * (1 + PEDESTAL) ** 2),
+        averages=averages,
         highest=high,
         figure_of_merit=figure_of_merit(fitted, high),
         ice_ring=ice_ring(spectrum),
         drift=drift(fitted),
-        rings=rings(fitted, wave, parameters),
+        evidence=evidence(fitted, curves, wave, parameters, high, averages),
+        rings=curves,
         whole=fitted,
         parameters=parameters,
         with_phase=settings.phases is not None,

@@ -20,6 +20,8 @@ _INTERCEPT, _PER_LOG_GAIN, _PER_ERROR, _PER_LEAD = -8.04, 2.79, -0.00167, 0.0854
 _ERROR_LIMIT, _LEAD_LIMIT = 400.0, 30.0
 _DEFOCUS_ERROR = 180.0
 _SUPPORT, _OF_ONE_RING = 0.2, 0.1
+_SEEN_DEPTH, _RINGS_IN_ROW = 2.0, 3
+_CLEARLY_OFF = 2.5
 _DRIFT = 0.35
 _PHASE_ERROR = 3.0
 _UNEVEN_SHARE, _UNEVEN_CONTRAST, _UNEVEN_PART = 0.82, 0.2, 0.15
@@ -49,6 +51,22 @@ def _one_ring(found: CtfEstimate) -> bool:
     return found.support < _SUPPORT * found.gain
 
 
+def _too_few_rings(found: CtfEstimate) -> bool:
+    """Whether not even three rings in a row, the first or the second among them, are seen by themselves.
+
+    All have to be seen where there are fewer.
+    """
+    seen = found.evidence.depth > _SEEN_DEPTH
+    needed = max(1, min(_RINGS_IN_ROW, len(seen)))
+    return not any(seen[first : first + needed].sum() == needed for first in (0, 1))
+
+
+def _rings_off(found: CtfEstimate) -> bool:
+    """Whether two neighbouring rings lie where the fit has none: a phase plate, or a wrong pixel size."""
+    off = found.evidence.offset > _CLEARLY_OFF
+    return bool((off[1:] & off[:-1]).any())
+
+
 def problems(found: CtfEstimate, uneven: float) -> list[str]:
     """What speaks against a fit, one word each; none for a fit to be trusted.
 
@@ -57,6 +75,8 @@ def problems(found: CtfEstimate, uneven: float) -> list[str]:
     checks = {
         "rings_too_weak": confidence(found) < TRUSTED and not _one_ring(found),
         "one_ring_only": _one_ring(found),
+        "too_few_rings": _too_few_rings(found) and not _one_ring(found),
+        "rings_do_not_fit": _rings_off(found),
         "defocus_uncertain": found.defocus_error > _DEFOCUS_ERROR,
         "phase_shift_uncertain": found.phase_error > _PHASE_ERROR,
         "defocus_at_limit": found.at_limit,

@@ -74,7 +74,7 @@ class Tiles:
 
     Attributes
     ----------
-    power : float32 (n_tiles, n_pixels), of the pixels of `half_plane`.
+    power : float32 (n_tiles, n_pixels), of the pixels of `half_plane`, in units of the variance of the micrograph.
     centres : float64 (n_tiles, 2), (x, y) in Angstrom from the centre of the micrograph.
     kept : bool (n_tiles,), False for tiles unlike the others in their total power.
     box_size, extent : of the spectra, in pixels and Angstrom.
@@ -114,6 +114,10 @@ def tile_powers(micrograph: Array, pixel_size: float, box_size: int) -> Tiles:
     falls more slowly), and still holds down the leakage of strong low frequencies.
     """
     xp = xp_of(micrograph)
+    if not micrograph.max() > micrograph.min():
+        raise ValueError("no contrast: all its pixels have one value")
+    # squares of float32 overflow from 1e19 on, and vanish below 1e-22
+    scale = np.float32(1 / float(micrograph.std(dtype=np.float64)))
     size = _tile_size(min(micrograph.shape), pixel_size, box_size)
     box = min(box_size, size)
     starts = [_starts(n, size) for n in micrograph.shape]
@@ -125,7 +129,7 @@ def tile_powers(micrograph: Array, pixel_size: float, box_size: int) -> Tiles:
     power = xp.empty((len(corners), len(pixels)), dtype=np.float32)
     for first in range(0, len(corners), _TILES_AT_ONCE):
         part = corners[first : first + _TILES_AT_ONCE]
-        tiles = xp.stack([micrograph[y : y + size, x : x + size] for y, x in part])
+        tiles = xp.stack([micrograph[y : y + size, x : x + size] * scale for y, x in part])
         tiles = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * window
         ft = fft_of(tiles).rfft2(tiles, **fft_workers(tiles))[:, rows, columns]
         power[first : first + len(part)] = (ft.real**2 + ft.imag**2) / size**2
@@ -180,6 +184,7 @@ def from_image(amplitudes: Array, pixel_size: float, amplitude: bool = True) -> 
     pixels = half_plane(rows, rows // 2 - 1)
     xp = xp_of(amplitudes)
     values = amplitudes[xp.asarray(pixels.ky + rows // 2), xp.asarray(pixels.kx + rows // 2)]
+    values = values / amplitudes.max()
     return from_pixels(values**2 if amplitude else values, pixels, rows * pixel_size)
 
 

@@ -37,6 +37,29 @@ _LINES = (
     "#6 - 2sigma of expected cross correlation of noise"
 )
 
+_OWNED = (
+    "rlnCtfImage",
+    "rlnDefocusU",
+    "rlnDefocusV",
+    "rlnCtfAstigmatism",
+    "rlnDefocusAngle",
+    "rlnCtfFigureOfMerit",
+    "rlnCtfMaxResolution",
+    "rlnPhaseShift",
+    "spaCtfTrusted",
+    "spaCtfConfidence",
+    "spaCtfProblems",
+    "spaDefocusError",
+    "spaIceRing",
+    "spaDrift",
+    "spaTiltAngle",
+    "spaTiltAxis",
+)
+_ADVICE = {
+    "rings_do_not_fit": "if there is a phase plate, give --do_phaseshift; else check pixel size and voltage",
+    "defocus_at_limit": "give a wider range with --dFMin and --dFMax",
+}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Options(MicrographOptions):
@@ -130,12 +153,12 @@ def run(options: Options, job: Job) -> None:
         column = "rlnCtfPowerSpectrum"
     elif options.use_noDW:
         column = "rlnMicrographNameNoDW"
-    table = map_micrographs(job, options, process, block="micrographs", column=column, output=OUTPUT)
+    table = map_micrographs(job, options, process, block="micrographs", column=column, output=OUTPUT, owns=_OWNED)
     trusted = table.integers("spaCtfTrusted") == 1
     reasons = table.text("spaCtfProblems")
     for name, good, reason in zip(table.text(column), trusted.tolist(), reasons, strict=True):
         if not good:
-            job.warn(f"{name}: its CTF is not to be trusted: {reason.replace('_', ' ').replace(',', ', ')}")
+            job.warn(f"{name}: its CTF is not to be trusted: {_told(reason)}")
     mean = (table.floats("rlnDefocusU") + table.floats("rlnDefocusV")) / 2
     resolution = table.floats("rlnCtfMaxResolution")
     shown = ctf_plots.Overview(mean, table.floats("rlnCtfAstigmatism"), resolution, trusted)
@@ -146,6 +169,13 @@ def run(options: Options, job: Job) -> None:
             f"{mean[trusted].max():.0f} Å, rings seen to {np.median(resolution[trusted]):.2f} Å (median)"
         )
     job.say(f"wrote {picture}")
+
+
+def _told(reason: str) -> str:
+    """The words of a spaCtfProblems with what to do about them."""
+    words = reason.split(",")
+    advice = "".join(f"; {_ADVICE[word]}" for word in words if word in _ADVICE)
+    return ", ".join(word.replace("_", " ") for word in words) + advice
 
 
 def process(item: Item, options: Options) -> Row:

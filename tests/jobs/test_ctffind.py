@@ -133,6 +133,30 @@ def test_phase_shift_and_tilt_get_columns_when_asked_for():
     assert "spaTiltAxis" in table
 
 
+def test_columns_of_an_earlier_run_do_not_stay(good):
+    stale = {"rlnPhaseShift": [60.0], "spaTiltAngle": [30.0], "spaTiltAxis": [10.0], "rlnAccumMotionTotal": [5.0]}
+    write_input([write_image("mics/good.mrc", good)], **stale)
+    assert ctffind("--dFMax", 20000) == 0
+    table = result()
+    assert not [column for column in ("rlnPhaseShift", "spaTiltAngle", "spaTiltAxis") if column in table]
+    assert table.floats("rlnAccumMotionTotal")[0] == 5
+
+
+def test_an_unfitted_phase_plate_is_named_in_the_warning(capsys):
+    plate = seen_through(white((1024, 1024)), parameters(15500, 15000, 20, 60), 3.0)
+    write_input([write_image("mics/plate.mrc", plate)])
+    assert ctffind("--dFMax", 30000, "--Box", 512) == 0
+    assert result().integers("spaCtfTrusted").tolist() == [0]
+    told = capsys.readouterr().err
+    assert "rings do not fit; if there is a phase plate, give --do_phaseshift" in told
+
+
+def test_a_defocus_at_the_end_of_the_range_names_the_range(good, capsys):
+    write_input([write_image("mics/good.mrc", good)])
+    assert ctffind("--dFMin", 8790, "--dFMax", 30000) == 0
+    assert "defocus at limit; give a wider range with --dFMin and --dFMax" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [

@@ -262,7 +262,59 @@ def test_odd_tiles_are_left_out():
     tiles = tile_powers(image, PIXEL, BOX)
     assert not tiles.kept[0]
     assert tiles.kept[-1]
-    assert to_host(tiles.spectrum().power).mean() < 3
+    assert to_host(tiles.spectrum().power).mean() < 0.05
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("scale", [1e30, 1e-30])
+def test_the_scale_of_the_pixels_does_not_matter(scale):
+    image = seen_through(white((640, 700)), parameters(9000, 8600, 30), 1.5)
+    settings = Settings(defocus_max=20000)
+    plain, _ = estimate_micrograph(image, PIXEL, 256, WAVE, settings)
+    scaled, _ = estimate_micrograph(image * np.float32(scale), PIXEL, 256, WAVE, settings)
+    assert scaled.defocus_u == pytest.approx(plain.defocus_u, abs=0.5)
+    amplitudes = np.abs(white((256, 256))) + 1
+    power = from_image(amplitudes * np.float32(scale), PIXEL).power
+    assert np.allclose(power, from_image(amplitudes, PIXEL).power, rtol=1e-4)
+
+
+def noise_through(amplitude, seed: int) -> np.ndarray:
+    """White noise of 1024 x 1024 pixels through a filter amplitude(f), f in 1/pixel."""
+    f = np.hypot(np.fft.fftfreq(1024)[:, None], np.fft.rfftfreq(1024)[None])
+    return np.fft.irfft2(np.fft.rfft2(white((1024, 1024), seed)) * amplitude(f)).astype(np.float32)
+
+
+def smooth_background(f: np.ndarray) -> np.ndarray:
+    return np.hypot(5 * np.exp(-0.5 * (2 * np.pi * 4 * f) ** 2), 0.3)
+
+
+def broad_ring(at: float):
+    return lambda f: 1 + 3 * np.exp(-(((f - at) / 0.03) ** 2))
+
+
+@pytest.mark.parametrize(
+    ("amplitude", "seed"),
+    [*((smooth_background, seed) for seed in range(4)), (broad_ring(0.10), 5), (broad_ring(0.18), 5)],
+)
+def test_smooth_noise_is_not_trusted_whatever_its_likelihood(amplitude, seed):
+    found, _ = estimate_micrograph(noise_through(amplitude, seed), PIXEL, BOX, WAVE, Settings())
+    assert {"too_few_rings", "one_ring_only"} & set(problems(found, 0.0))
+
+
+@pytest.mark.parametrize("phase_shift", [40.0, 90.0])
+def test_a_phase_plate_that_is_not_fitted_shows(phase_shift):
+    spectrum = made_spectrum(parameters(15500, 15000, 20, phase_shift), 1.0)
+    without = estimate(spectrum, WAVE, Settings())
+    assert abs(without.parameters.defocus - 15250) > 100
+    assert "rings_do_not_fit" in problems(without, 0.0)
+    assert problems(estimate(spectrum, WAVE, Settings(phases=(0, 180, 10))), 0.0) == []
+
+
+def test_each_ring_of_a_good_fit_is_seen_in_its_place():
+    found = estimate(made_spectrum(parameters(9000, 8700, 20), 2.0), WAVE, Settings(resolution_max=6))
+    assert len(found.evidence.depth) >= 3
+    assert found.evidence.depth.min() > 4
+    assert found.evidence.offset.max() < 0
 
 
 def test_uneven_fields_are_told_from_slopes():
