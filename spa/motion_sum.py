@@ -251,7 +251,8 @@ class SpectrumSum:
     def finish(self, pixel_size: float, box: int) -> tuple[Array, float]:
         """Centred amplitude spectrum, float32 (box, box), and the pixel size it belongs to, in Å.
 
-        The zero frequency is left out. `pixel_size` of the binned frame. The box is made smaller where the spectrum has fewer pixels.
+        The zero frequency is left out. `pixel_size` of the binned frame. The box is made smaller where the spectrum has
+        fewer pixels.
         """
         self._close_group()
         half, shape = self._amplitudes, self._sizes.binned
