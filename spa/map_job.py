@@ -110,9 +110,9 @@ def map_micrographs(
         rows = {item.number: row for item in items if (row := finished.load(item)) is not None}
         job.say(f"{len(rows)} of {len(items)} micrographs are finished")
     job.resume_flags = ("--only_do_unfinished",)
-    todo = [item for item in items if item.number not in rows]
+    unfinished = [item for item in items if item.number not in rows]
     run = _Run(job, rows, functools.partial(_attempt, process, options, finished))
-    run.do(todo, _largest(memory, todo[:_LOOKED_AT]) if memory is not None else 0)
+    run.do(unfinished, _largest(memory, unfinished[:_LOOKED_AT]) if memory is not None else 0)
     write_failed(path, found, block, run.reasons)
     if not rows:
         first = run.reasons[min(run.reasons)]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import struct
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +30,7 @@ _EER_12_BIT, _EER_11_BIT, _EER_VARIABLE = 65000, 65001, 65002  # TIFF compressio
 _SUB_PIXEL_FLIP = 0b1010  # the upper bit of each sub-pixel coordinate is stored inverted
 
 
-class Movie:
+class Movie(ABC):
     """An open movie; a context manager, and a sequence of frames as they are stored.
 
     Attributes
@@ -43,14 +44,15 @@ class Movie:
     shape: tuple[int, int]
     dtype: np.dtype[Any]
 
+    @abstractmethod
     def __len__(self) -> int:
         """The number of frames, after EER grouping."""
-        raise NotImplementedError
 
+    @abstractmethod
     def frame(self, index: int) -> NDArray[Any]:
         """Frame `index`, counted from 0, (rows, columns); InputError if it cannot be decoded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def close(self) -> None:
         """Close the file."""
 
@@ -104,6 +106,9 @@ class _MrcMovie(Movie):
 
     def frame(self, index: int) -> NDArray[Any]:
         return np.array(self._data[index], dtype=self.dtype)
+
+    def close(self) -> None:
+        """Nothing is held open but memory maps, which go with the object."""
 
 
 class _TiffMovie(Movie):
