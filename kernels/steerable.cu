@@ -4,21 +4,30 @@
 #define TILE 4
 #define WARPS (BLOCK / 32)
 
-// One row per block row: image * exp(-2 pi i (kx sx + ky sy)), real and imaginary parts apart.
+// One row per block row: image * exp(-2 pi i (kx sx + ky sy)) at (kx, ky) and (kx, -ky), their sums and differences.
 extern "C" __global__ void shifted_rows(const float2* __restrict__ images, const float* __restrict__ kx,
                                         const float* __restrict__ ky, const float2* __restrict__ shifts,
                                         const int* __restrict__ row_image, const int* __restrict__ row_shift,
-                                        int n_pixels, float* __restrict__ real, float* __restrict__ imag)
+                                        int n_pairs, float* __restrict__ parts)
 {
     const int row = blockIdx.x, k = blockIdx.y * BLOCK + threadIdx.x;
-    if (k >= n_pixels)
+    if (k >= n_pairs)
         return;
-    const float2 shift = shifts[row_shift[row]], y = images[(size_t)row_image[row] * n_pixels + k];
-    const size_t to = (size_t)row * n_pixels + k;
+    const float2 shift = shifts[row_shift[row]];
+    const float2* image = images + (size_t)row_image[row] * 2 * n_pairs + k;
+    const float2 upper = image[0], lower = image[n_pairs];
+    const float x = kx[k] * shift.x, y = ky[k] * shift.y;
     float sine, cosine;
-    sincospif(2.f * (kx[k] * shift.x + ky[k] * shift.y), &sine, &cosine);
-    real[to] = y.x * cosine + y.y * sine;
-    imag[to] = y.y * cosine - y.x * sine;
+    sincospif(2.f * (x + y), &sine, &cosine);
+    const float re = upper.x * cosine + upper.y * sine, im = upper.y * cosine - upper.x * sine;
+    sincospif(2.f * (x - y), &sine, &cosine);
+    const float re2 = lower.x * cosine + lower.y * sine, im2 = lower.y * cosine - lower.x * sine;
+    const size_t part = (size_t)gridDim.x * n_pairs;
+    float* to = parts + (size_t)row * n_pairs + k;
+    to[0] = re + re2;
+    to[part] = re - re2;
+    to[2 * part] = im - im2;
+    to[3 * part] = im + im2;
 }
 
 __device__ __forceinline__ float warp_sum(float value)

@@ -18,55 +18,61 @@ _TURNED = 4096
 
 
 @cpu_kernel
-def _shifted_rows_cpu(images, kx, ky, turns, row_image, row_shift, real, imag):  # type: ignore[no-untyped-def]
+def _shifted_rows_cpu(images, kx, ky, turns, row_image, row_shift, parts):  # type: ignore[no-untyped-def]
     for n in prange(row_image.size):
-        image = images[row_image[n]]
+        upper, lower = images[row_image[n], 0], images[row_image[n], 1]
         sx, sy = turns[row_shift[n], 0], turns[row_shift[n], 1]
         for k in range(kx.size):
-            t = kx[k] * sx + ky[k] * sy
+            x, y = kx[k] * sx, ky[k] * sy
+            t, u = x + y, x - y
             t -= np.float32(np.int32(t))
+            u -= np.float32(np.int32(u))
             sine, cosine = sincos_turns(t)
-            re, im = image[2 * k], image[2 * k + 1]
-            real[n, k] = re * cosine + im * sine
-            imag[n, k] = im * cosine - re * sine
+            a, b = upper[2 * k], upper[2 * k + 1]
+            re, im = a * cosine + b * sine, b * cosine - a * sine
+            sine, cosine = sincos_turns(u)
+            a, b = lower[2 * k], lower[2 * k + 1]
+            mirrored_re, mirrored_im = a * cosine + b * sine, b * cosine - a * sine
+            parts[0, n, k], parts[1, n, k] = re + mirrored_re, re - mirrored_re
+            parts[2, n, k], parts[3, n, k] = im - mirrored_im, im + mirrored_im
 
 
 def shifted_rows(
     images: Array, kx: Array, ky: Array, shifts: Array, row_image: Array, row_shift: Array, box_size: int
-) -> tuple[Array, Array]:
-    """Listed shifts of images, image exp(-2 pi i k.shift / box), real and imaginary parts apart.
+) -> Array:
+    """Listed shifts of images, image exp(-2 pi i k.shift / box), as sums and differences of mirrored pixels.
 
     Parameters
     ----------
-    images : complex64 (n_images, n_pixels).
-    kx, ky : float32 (n_pixels,), Fourier pixels.
+    images : complex64 (n_images, 2, n_pairs), at (kx, ky) and at (kx, -ky).
+    kx, ky : float32 (n_pairs,), Fourier pixels.
     shifts : float32 (n_shifts, 2), (x, y) in pixels.
     row_image, row_shift : int32 (n_rows,), image and shift of each row.
     box_size : pixels along the image.
 
     Returns
     -------
-    real, imag : float32 (n_rows, n_pixels).
+    float32 (4, n_rows, n_pairs): sums and differences of the real parts, differences and sums of the imaginary ones.
 
     Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
     """
-    require("images", images, np.complex64, (None, None), images)
-    n_pixels = images.shape[1]
-    require("kx", kx, np.float32, (n_pixels,), images)
-    require("ky", ky, np.float32, (n_pixels,), images)
+    require("images", images, np.complex64, (None, 2, None), images)
+    n_pairs = images.shape[2]
+    require("kx", kx, np.float32, (n_pairs,), images)
+    require("ky", ky, np.float32, (n_pairs,), images)
     require("shifts", shifts, np.float32, (None, 2), images)
     require("row_image", row_image, np.int32, (None,), images)
     require("row_shift", row_shift, np.int32, row_image.shape, images)
     xp, n_rows = xp_of(images), row_image.shape[0]
-    real, imag = xp.empty((n_rows, n_pixels), np.float32), xp.empty((n_rows, n_pixels), np.float32)
+    parts = xp.empty((4, n_rows, n_pairs), np.float32)
     turns = shifts / np.float32(box_size)
     if is_device(images):
         kernel = raw_module("steerable").get_function("shifted_rows")
-        arguments = (images, kx, ky, turns, row_image, row_shift, n_pixels, real, imag)
-        launch(kernel, (n_rows, -(-n_pixels // BLOCK)), arguments)
+        arguments = (images, kx, ky, turns, row_image, row_shift, n_pairs, parts)
+        launch(kernel, (n_rows, -(-n_pairs // BLOCK)), arguments)
     else:
-        _shifted_rows_cpu(images.view(np.float32), kx, ky, turns, row_image, row_shift, real, imag)
-    return real, imag
+        _shifted_rows_cpu(images.view(np.float32), kx, ky, turns, row_image, row_shift, parts)
+    return parts
 
 
 @njit(inline="always")

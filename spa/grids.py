@@ -59,6 +59,23 @@ def half_plane(box_size: int, kmax: int) -> FourierPixels:
     return FourierPixels(box_size, kmax, *arrays)
 
 
+@lru_cache(maxsize=64)
+def mirror_pairs(box_size: int, kmax: int) -> IntArray:
+    """Half-plane pixels with ky >= 0 and their mirror images at -ky, int32 (2, n_pairs): places in `half_plane`.
+
+    A pixel on an axis has no mirror image of its own in the half plane: the place beyond the last, n_pixels.
+    """
+    pixels = half_plane(box_size, kmax)
+    place = np.full((2 * kmax + 1, kmax + 1), len(pixels), np.int32)
+    place[pixels.ky + kmax, pixels.kx] = np.arange(len(pixels))
+    upper = np.nonzero(pixels.ky >= 0)[0]
+    kx, ky = pixels.kx[upper], pixels.ky[upper]
+    lower = np.where(ky > 0, place[kmax - ky, kx], len(pixels))
+    pairs = np.stack([upper, lower]).astype(np.int32)
+    pairs.setflags(write=False)
+    return pairs
+
+
 def check_even(box_size: int) -> None:
     """Raise ValueError unless the box size is even and positive."""
     if box_size < 2 or box_size % 2:

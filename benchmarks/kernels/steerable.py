@@ -28,16 +28,20 @@ def shift_case(box: int, n_images: int, put: Put) -> Case:
     """49 shifts of every image, up to the largest radius."""
     rng = np.random.default_rng(0)
     kx, ky = half_plane(box // 2 - 2)
-    images, shifts = noise(rng, n_images, kx.size), rng.uniform(-5, 5, (49, 2)).astype(np.float32)
+    kx, ky = (k[ky >= 0] for k in (kx, ky))
+    images, shifts = noise(rng, n_images, 2, kx.size), rng.uniform(-5, 5, (49, 2)).astype(np.float32)
     row_image, row_shift = (a.ravel().astype(np.int32) for a in np.mgrid[:n_images, :49])
     arguments = tuple(map(put, (images, kx, ky, shifts, row_image, row_shift)))
 
     def one_image() -> Any:
-        moved = images[0] * np.exp(-2j * np.pi / box * (shifts @ np.stack([kx, ky]))).astype(np.complex64)
-        return np.ascontiguousarray(moved.real), np.ascontiguousarray(moved.imag)
+        upper, lower = (
+            image * np.exp(-2j * np.pi / box * (shifts @ np.stack([kx, y]))).astype(np.complex64)
+            for image, y in zip(images[0], (ky, -ky), strict=True)
+        )
+        return np.stack([(upper + lower).real, (upper - lower).real, (upper - lower).imag, (upper + lower).imag])
 
-    values = float(row_image.size * kx.size)
-    size = f"box {box}, {row_image.size} rows of {kx.size}"
+    values = float(2 * row_image.size * kx.size)
+    size = f"box {box}, {row_image.size} rows of {kx.size} pairs"
     return Case(
         "shifted_rows", size, lambda: shifted_rows(*arguments, box), 30 * values, 24 * values, one_image, 1 / n_images
     )

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.special import jv
 
+from spa.grids import mirror_pairs
 from spa.kernels.backend import Array, to_host, to_like, xp_of
 
 FloatArray = NDArray[np.floating[Any]]
@@ -158,8 +159,11 @@ class Basis:
     n_even : how many of them are of even order.
     analysis : for each order m with functions, float32 (n_rings, n_m): rings to coefficients.
     synthesis : the way back, float32 (n_rings, n_m).
-    even_rows, odd_rows : float32 (n_pixels, 2 n_even) and (n_pixels, 2 n_odd): real and imaginary parts of an image to
-        its coefficients.
+    pairs : int32 (2, n_pairs), pixels of an image and their mirror images (see `spa.grids.mirror_pairs`).
+    own : float32 (n_pairs, n_even or n_odd) for each of the four parts of `shifted_rows`: to the coefficients that the
+        part has by symmetry, since cos(m theta) is the same on mirrored pixels and sin(m theta) changes its sign.
+    other : the same to the coefficients of the other part, real or imaginary, of the same parity; none where pixels
+        and their mirror images sample mirrored places.
     norm_rows : float32 (n_pixels, n_moments): weights to their moments on the rings, real, then imaginary parts.
     """
 
@@ -168,8 +172,9 @@ class Basis:
     n_even: int
     analysis: dict[int, Array]
     synthesis: dict[int, Array]
-    even_rows: Array
-    odd_rows: Array
+    pairs: Array
+    own: tuple[Array, ...]
+    other: tuple[Array, ...]
     norm_rows: Array
 
     @property
@@ -180,19 +185,28 @@ class Basis:
     def sampled_at(self, x: FloatArray, y: FloatArray) -> Basis:
         """The same basis for images whose pixels sample the slice at other places (see `make_basis`)."""
         synthesis = {m: to_host(u) for m, u in self.synthesis.items()}
-        parts = [to_like(a, self.even_rows) for a in _image_side(self.rings, synthesis, x, y)]
-        return replace(self, even_rows=parts[0], odd_rows=parts[1], norm_rows=parts[2])
+        return replace(self, **_image_side(self.rings, synthesis, x, y, self.norm_rows))
 
-    def rows(self, real: Array, imag: Array) -> Array:
-        """Coefficients of images CTF X / sigma^2 given as real and imaginary parts, float32 (n, n_pixels) each.
+    def folded(self, images: Array) -> Array:
+        """Images complex64 (n, n_pixels) as pairs of mirrored pixels, (n, 2, n_pairs); zero where there is no pair."""
+        xp = xp_of(images)
+        padded = xp.concatenate([images, xp.zeros((len(images), 1), images.dtype)], axis=1)
+        return xp.take(padded, self.pairs, axis=1)
+
+    def rows(self, parts: Array) -> Array:
+        """Coefficients of shifted images CTF X / sigma^2, float32 (4, n, n_pairs) as from `shifted_rows`.
 
         Returns float32 (n, n_coefficients): with a direction's coefficients p, turned by psi, their dot product is the
         cross term Re sum_k Y* P.
         """
-        out = xp_of(real).empty((len(real), self.n_coefficients), np.float32)
-        split = 2 * self.n_even
-        out[:, :split] = real @ self.even_rows
-        out[:, split:] = imag @ self.odd_rows
+        out = xp_of(parts).empty((parts.shape[1], self.n_coefficients), np.float32)
+        at = 0
+        for block, matrix in enumerate(self.own):
+            columns = slice(at, at + matrix.shape[1])
+            out[:, columns] = parts[block] @ matrix
+            if self.other:
+                out[:, columns] += parts[block ^ 1] @ self.other[block]
+            at = columns.stop
         return out
 
 
@@ -251,16 +265,13 @@ def make_basis(
         by_parity[1], kept[1] = [1], 1
     used = [m for part in by_parity for m in part]
     synthesis = {m: functions[m][:, : kept[m]] for m in used}
-    even_rows, odd_rows, norm_rows = _image_side(rings, synthesis, x, y)
     return Basis(
         rings=rings,
         orders=np.concatenate([np.full(kept[m], m) for m in used]),
         n_even=sum(kept[m] for m in by_parity[0]),
         analysis={m: to_like(analyses[m][:, : kept[m]].astype(np.float32), sample) for m in used},
         synthesis={m: to_like(u.astype(np.float32), sample) for m, u in synthesis.items()},
-        even_rows=to_like(even_rows, sample),
-        odd_rows=to_like(odd_rows, sample),
-        norm_rows=to_like(norm_rows, sample),
+        **_image_side(rings, synthesis, x, y, sample),
     )
 
 
@@ -272,12 +283,41 @@ def _least_kept(values: FloatArray, tolerance: float) -> float:
 
 
 def _image_side(
-    rings: Rings, synthesis: dict[int, FloatArray], x: FloatArray, y: FloatArray
-) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """The matrices `even_rows`, `odd_rows` and `norm_rows` of a `Basis` for pixels at (x, y)."""
-    angles = np.arctan2(y, x)
-    interpolation = _lagrange(np.hypot(x, y) / rings.step, rings.n_rings)
-    rows = []
+    rings: Rings, synthesis: dict[int, FloatArray], x: FloatArray, y: FloatArray, like: Array
+) -> dict[str, Any]:
+    """What a `Basis` holds for images whose pixels are at (x, y): `pairs`, `own`, `other` and `norm_rows`."""
+    pairs = mirror_pairs(rings.box, rings.kmax)
+    upper = x[pairs[0]], y[pairs[0]]
+    # a pixel without a mirror image counts as zero there, wherever that is
+    alone = pairs[1] == len(x)
+    lower = np.append(x, 0)[pairs[1]], np.append(y, 0)[pairs[1]]
+    lower = np.where(alone, upper[0], lower[0]), np.where(alone, -upper[1], lower[1])
+    at, mirrored = (_functions(rings, synthesis, *place) for place in (upper, lower))
+    sign = (1, -1, -1, 1)
+    own = [(a + s * b) / 2 for a, b, s in zip(at, mirrored, sign, strict=True)]
+    other = [(a - s * b) / 2 for a, b, s in zip(at, mirrored, sign, strict=True)]
+    skewed = bool(np.any(lower[0] != upper[0]) or np.any(lower[1] != -upper[1]))
+    interpolation, angles = _lagrange(np.hypot(x, y) / rings.step, rings.n_rings), np.arctan2(y, x)
+    moments = [
+        (0.5 if order == 0 else 1) * interpolation * f(order * angles)[:, None]
+        for f in (np.cos, np.sin)
+        for order in rings.norm_orders
+    ]
+    return {
+        "pairs": to_like(pairs, like),
+        "own": tuple(to_like(m.astype(np.float32), like) for m in own),
+        "other": tuple(to_like(m.astype(np.float32), like) for m in other) if skewed else (),
+        "norm_rows": to_like(np.concatenate(moments, axis=1).astype(np.float32), like),
+    }
+
+
+def _functions(rings: Rings, synthesis: dict[int, FloatArray], x: FloatArray, y: FloatArray) -> list[FloatArray]:
+    """Functions at (x, y), by the part of the coefficients that they give: real and imaginary, even, then odd orders.
+
+    float64 (len(x), n_even) twice and (len(x), n_odd) twice.
+    """
+    interpolation, angles = _lagrange(np.hypot(x, y) / rings.step, rings.n_rings), np.arctan2(y, x)
+    blocks = []
     for parity in (0, 1):
         real, imag = [], []
         for order in (m for m in synthesis if m % 2 == parity):
@@ -285,13 +325,8 @@ def _image_side(
             cosine, sine = np.cos(order * angles)[:, None], np.sin(order * angles)[:, None]
             real.append(u * (sine if parity else cosine))
             imag.append(u * (cosine if parity else -sine))
-        rows.append(np.concatenate(real + imag, axis=1).astype(np.float32))
-    moments = [
-        (0.5 if order == 0 else 1) * interpolation * f(order * angles)[:, None]
-        for f in (np.cos, np.sin)
-        for order in rings.norm_orders
-    ]
-    return rows[0], rows[1], np.concatenate(moments, axis=1).astype(np.float32)
+        blocks += [np.concatenate(real, axis=1), np.concatenate(imag, axis=1)]
+    return blocks
 
 
 def _ring_spectra(matrix: FloatArray, values: Array) -> Array:

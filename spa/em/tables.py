@@ -91,7 +91,7 @@ class DirectionTable:
     def basis_for(self, batch: Batch) -> Basis:
         """The basis on the image side, for the magnification of a batch."""
         if batch.magnification not in self.bases:
-            n = len(self.basis.even_rows)
+            n = len(self.basis.norm_rows)
             x, y = to_host(batch.slice_x[:n]), to_host(batch.slice_y[:n])
             self.bases[batch.magnification] = self.basis.sampled_at(x, y)
         return self.bases[batch.magnification]
@@ -107,7 +107,8 @@ class DirectionTable:
             raise ValueError("a candidate's direction is not in the table of its level")
         basis = self.basis_for(batch)
         images, weights = batch.weighted(self.level.kmax)
-        n, n_images, n_shifts = images.shape[1], len(batch), len(offsets)
+        n_images, n_shifts = len(batch), len(offsets)
+        folded, (kx, ky) = basis.folded(images), (k[basis.pairs[0]] for k in (batch.kx, batch.ky))
         group = segment_index(candidates.group_offsets, len(candidates.shift))
         image = segment_index(candidates.image_offsets, len(candidates.orientation))[group]
         used = xp.zeros(n_images * n_shifts, bool)
@@ -121,15 +122,13 @@ class DirectionTable:
         norm = xp.empty(len(candidates.orientation), np.float32)
         moments = weights @ basis.norm_rows
         most = DEVICE_LISTED_ROWS if is_device(images) else LISTED_ROWS
-        most = max(1, min(most, memory // (4 * basis.n_coefficients + 8 * n)))
+        most = max(1, min(most, memory // (4 * basis.n_coefficients + 16 * len(kx))))
         for start, stop in itertools.pairwise(runs(row_ends, most)):
             rows = slice(int(row_ends[start]), int(row_ends[stop]))
-            shifted = shifted_rows(
-                images, batch.kx[:n], batch.ky[:n], offsets, row_image[rows], row_shift[rows], batch.pixels.box_size
-            )
+            shifted = shifted_rows(folded, kx, ky, offsets, row_image[rows], row_shift[rows], batch.pixels.box_size)
             g, c = slice(int(groups[start]), int(groups[stop])), slice(int(ends[start]), int(ends[stop]))
             cross[c], norm[g] = steered_scores(
-                basis.rows(*shifted),
+                basis.rows(shifted),
                 row_of[start:stop] - np.int32(rows.start),
                 moments[start:stop],
                 self.coefficients,
@@ -171,7 +170,6 @@ class DensePass:
         self.tile_directions = DEVICE_TILE_DIRECTIONS if on_device else TILE_DIRECTIONS
         classes = to_like(table.directions // table.level.n_directions, table.coefficients)
         self.direction_prior = reference.log_pdf_class[classes]
-        self._rows: dict[int, tuple[Array, Array]] = {}
         self._fold()
 
     def _fold(self) -> None:
@@ -191,19 +189,19 @@ class DensePass:
         )
         turned *= phase
         sign = to_like(np.where(conjugate, -1, 1).astype(np.float32), table.coefficients)
-        self.columns: tuple[list[slice], list[slice]] = ([], [])
-        orders: tuple[list[IntArray], list[IntArray]] = ([], [])
+        self.columns: list[tuple[int, slice]] = []
+        order: list[IntArray] = []
         self.directions: list[list[tuple[Array, Array]]] = []
         tiles = range(0, len(turned), self.tile_directions)
         products: list[tuple[Array, Array]] = []
+        at = 0
         for parity in (0, 1):
-            at = 0
             for this in range(parity, n // 2 + 1, 2):
                 # n is even, so the functions of a q are all of its parity
                 mine = np.nonzero(q == this)[0]
-                local, half = mine - parity * n_even, n_odd if parity else n_even
-                orders[parity].extend([local, local + half])
-                self.columns[parity].append(slice(at, at + 2 * len(mine)))
+                real = mine + parity * n_even
+                order += [real, real + (n_odd if parity else n_even)]
+                self.columns.append((this, slice(at, at + 2 * len(mine))))
                 at += 2 * len(mine)
                 chosen = to_like(mine, turned)
                 p, s = turned[:, chosen], sign[chosen]
@@ -213,7 +211,7 @@ class DensePass:
                         xp.concatenate([p.imag * s, -p.real * s], axis=1),
                     )
                 )
-        self.order = [to_like(np.concatenate(o), table.coefficients) for o in orders]
+        self.order = to_like(np.concatenate(order), table.coefficients)
         for start in tiles:
             part = slice(start, start + self.tile_directions)
             self.directions.append(
@@ -235,11 +233,11 @@ class DensePass:
         table, level = self.table, self.table.level
         basis = table.basis_for(batch)
         images, weights = batch.weighted(level.kmax)
-        n_pixels, n_shifts = images.shape[1], len(step.dense_shifts)
+        n_shifts = len(step.dense_shifts)
         offsets = to_like(level.offsets()[step.dense_shifts], images)
         prior = offset_log_prior(batch, offsets, step.offset_sigma)
         moments = weights @ basis.norm_rows
-        even, odd = self._image_side(basis, batch.magnification)
+        folded, (kx, ky) = basis.folded(images), (k[basis.pairs[0]] for k in (batch.kx, batch.ky))
         survivors = new_survivors(len(batch), cap, self.tile_directions * self.n_psi * n_shifts, images)
         block = max(1, self.tile_rows // n_shifts)
         shift = to_like(np.tile(np.arange(n_shifts, dtype=np.int32), block), images)
@@ -247,50 +245,30 @@ class DensePass:
         for start in range(0, len(batch), block):
             stop = min(start + block, len(batch))
             n_rows = (stop - start) * n_shifts
-            real, imag = shifted_rows(
-                images[start:stop],
-                batch.kx[:n_pixels],
-                batch.ky[:n_pixels],
-                offsets,
-                owner[:n_rows],
-                shift[:n_rows],
-                batch.pixels.box_size,
+            shifted = shifted_rows(
+                folded[start:stop], kx, ky, offsets, owner[:n_rows], shift[:n_rows], batch.pixels.box_size
             )
+            rows = xp_of(folded).take(basis.rows(shifted), self.order, axis=1)
             norm = self._norm(moments[start:stop])
             mine = survivors.part(start, stop)
-            self._tiles(real @ even, imag @ odd, norm, prior[start:stop], step.fit_scale, cap, mine)
+            self._tiles(rows, norm, prior[start:stop], step.fit_scale, cap, mine)
             survivors.counts[start:stop] = mine.counts
         return survivors
 
-    def _image_side(self, basis: Basis, magnification: int) -> tuple[Array, Array]:
-        """The basis's matrices for images, columns in the order of the folded products."""
-        if magnification not in self._rows:
-            xp = xp_of(basis.even_rows)
-            parts = zip((basis.even_rows, basis.odd_rows), self.order, strict=True)
-            even, odd = (xp.take(rows, order, axis=1) for rows, order in parts)
-            self._rows[magnification] = even, odd
-        return self._rows[magnification]
-
-    def _tiles(
-        self, even: Array, odd: Array, norm: Array, prior: Array, fit_scale: bool, cap: int, survivors: Survivors
-    ) -> None:
+    def _tiles(self, rows: Array, norm: Array, prior: Array, fit_scale: bool, cap: int, survivors: Survivors) -> None:
         """All tiles of directions for the rows of some images."""
-        xp, n_q = xp_of(even), self.n_psi // 2 + 1
+        xp, n_q = xp_of(rows), self.n_psi // 2 + 1
         first = 0
         spectra: tuple[Array, Array] | None = None
         for products in self.directions:
             n = products[0][0].shape[1]
             if spectra is None or spectra[0].shape[2] != n:
-                spectra = xp.zeros((n_q, len(even), n), np.float32), xp.zeros((n_q, len(even), n), np.float32)
-            j = 0
-            for parity, rows in enumerate((even, odd)):
-                for k, columns in enumerate(self.columns[parity]):
-                    if columns.stop > columns.start:
-                        xp.matmul(rows[:, columns], products[j][0], out=spectra[0][j])
-                        q = 2 * k + parity
-                        if 0 < q < self.n_psi // 2:
-                            xp.matmul(rows[:, columns], products[j][1], out=spectra[1][j])
-                    j += 1
+                spectra = xp.zeros((n_q, len(rows), n), np.float32), xp.zeros((n_q, len(rows), n), np.float32)
+            for j, (q, columns) in enumerate(self.columns):
+                if columns.stop > columns.start:
+                    xp.matmul(rows[:, columns], products[j][0], out=spectra[0][j])
+                    if 0 < q < self.n_psi // 2:
+                        xp.matmul(rows[:, columns], products[j][1], out=spectra[1][j])
             direction_prior = self.direction_prior[first : first + n]
             part = xp.ascontiguousarray(norm[:, :, first : first + n])
             keep_best(survivors, *spectra, part, prior, direction_prior, first, self.n_psi, fit_scale, cap)

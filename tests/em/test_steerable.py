@@ -79,12 +79,13 @@ class Problem:
         """The same log-likelihoods from coefficients."""
         coefficients, moments = table_rows(basis, self.rings_of(self.frames, basis.rings, exact))
         row_image, row_shift = (a.ravel().astype(np.int32) for a in np.mgrid[:2, :N_SHIFTS])
-        pixels = (np.asarray(k, np.float32) for k in (self.kx, self.ky))
-        parts = shifted_rows(self.images.astype(np.complex64), *pixels, self.shifts, row_image, row_shift, BOX)
+        pixels = (np.asarray(k[basis.pairs[0]], np.float32) for k in (self.kx, self.ky))
+        folded = basis.folded(self.images.astype(np.complex64))
+        parts = shifted_rows(folded, *pixels, self.shifts, row_image, row_shift, BOX)
         n_groups = N_DIRECTIONS * N_PSI
         angle = self.psi[:, None] * basis.orders
         cross, norm = steered_scores(
-            basis.rows(*parts),
+            basis.rows(parts),
             np.arange(2 * N_SHIFTS, dtype=np.int32).reshape(2, N_SHIFTS),
             self.weights.astype(np.float32) @ basis.norm_rows,
             coefficients,
@@ -159,16 +160,39 @@ def test_an_image_of_the_half_plane_has_the_coefficients_of_the_whole():
     problem, basis = the_problem(), the_basis("default", True)
     kx, ky = (np.concatenate([k, -k]) for k in (problem.kx, problem.ky))
     image = np.concatenate([problem.images[0], problem.images[0].conj()])
-    whole = basis.sampled_at(kx, ky)
-    u, angles = radial_functions(whole, np.hypot(kx, ky)), np.arctan2(ky, kx)
+    u, angles = radial_functions(basis, np.hypot(kx, ky)), np.arctan2(ky, kx)
     want = np.einsum("k,kn,kn->n", image, u, np.exp(-1j * angles[:, None] * basis.orders))
     want[basis.orders == 0] *= 0.5
-    parts = (np.ascontiguousarray(a[None], np.float32) for a in (problem.images[0].real, problem.images[0].imag))
-    row = basis.rows(*parts)[0].astype(np.float64)
+    row = basis.rows(parts_of(basis, problem.images[:1]))[0].astype(np.float64)
     n_even, n_odd = basis.n_even, len(basis.orders) - basis.n_even
     got = np.concatenate([row[:n_even], row[2 * n_even : 2 * n_even + n_odd]]).astype(np.complex128)
     got += 1j * np.concatenate([row[n_even : 2 * n_even], row[2 * n_even + n_odd :]])
     np.testing.assert_allclose(got, want, atol=2e-5 * np.abs(want).max())
+
+
+def parts_of(basis: Basis, images: np.ndarray) -> np.ndarray:
+    """What `shifted_rows` gives for images that are not shifted."""
+    upper, lower = basis.folded(images.astype(np.complex64)).swapaxes(0, 1)
+    return np.stack([(upper + lower).real, (upper - lower).real, (upper - lower).imag, (upper + lower).imag])
+
+
+def test_pixels_that_sample_elsewhere_have_a_basis_of_their_own():
+    """With a skewed magnification, mirrored pixels lie at different radii: coefficients are sums over pixels all the
+    same."""
+    problem, basis = the_problem(), the_basis("default", True)
+    x, y = np.array([[1.01, 0.02], [0.005, 0.98]]) @ np.stack([problem.kx, problem.ky])
+    skewed = basis.sampled_at(x, y)
+    assert skewed.other
+    assert not basis.other
+    u, angles = radial_functions(basis, np.hypot(x, y)), np.arctan2(y, x)
+    turned = np.exp(-1j * angles[:, None] * basis.orders)
+    image, n_even = problem.images[0], basis.n_even
+    both = np.einsum("k,kn,kn->n", image, u, turned)
+    both += np.einsum("k,kn,kn->n", image.conj(), u, turned * (-1.0) ** basis.orders)
+    both[basis.orders == 0] *= 0.5
+    row = skewed.rows(parts_of(skewed, problem.images[:1]))[0]
+    want = np.concatenate([both[:n_even].real, both[:n_even].imag, both[n_even:].real, both[n_even:].imag])
+    np.testing.assert_allclose(row, want, atol=2e-5 * np.abs(want).max())
 
 
 def radial_functions(basis: Basis, radius: np.ndarray) -> np.ndarray:
@@ -208,8 +232,9 @@ def test_the_basis_grows_with_the_resolution():
 def test_a_basis_for_the_same_pixels_is_the_same():
     problem, basis = the_problem(), the_basis("default", True)
     again = basis.sampled_at(problem.kx, problem.ky)
-    for name in ("even_rows", "odd_rows", "norm_rows"):
-        np.testing.assert_allclose(getattr(again, name), getattr(basis, name), rtol=1e-5, atol=1e-6)
+    for one, other in zip((*again.own, again.norm_rows), (*basis.own, basis.norm_rows), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-5, atol=1e-6)
+    assert again.other == basis.other == ()
 
 
 def test_a_slice_turns_with_its_coefficients():

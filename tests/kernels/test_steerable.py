@@ -18,28 +18,31 @@ BOX, KMAX = 16, 7
 def test_shifted_rows(device):
     rng = np.random.default_rng(0)
     kx, ky = truth.half_plane(KMAX)
-    images = truth.complex_normal(rng, (3, kx.size))
+    images = truth.complex_normal(rng, (3, 2, kx.size))
     shifts = rng.uniform(-6, 6, (5, 2)).astype(np.float32)
     row_image, row_shift = (np.array(a, np.int32) for a in ([2, 0, 0, 1, 2, 2, 0], [4, 0, 3, 3, 1, 0, 0]))
     arrays = images, kx, ky, shifts, row_image, row_shift
-    real, imag = map(to_host, shifted_rows(*map(device, arrays), BOX))
-    want = images.astype(np.complex128)[row_image] * truth.phases(kx, ky, shifts, BOX)[row_shift]
-    np.testing.assert_allclose(real, want.real, atol=3e-6)
-    np.testing.assert_allclose(imag, want.imag, atol=3e-6)
+    got = to_host(shifted_rows(*map(device, arrays), BOX))
+    upper, lower = (
+        images[row_image, i].astype(np.complex128) * truth.phases(kx, sign * ky, shifts, BOX)[row_shift]
+        for i, sign in enumerate((1, -1))
+    )
+    want = (upper + lower).real, (upper - lower).real, (upper - lower).imag, (upper + lower).imag
+    np.testing.assert_allclose(got, want, atol=5e-6)
 
 
 def test_no_shifted_rows(device):
     kx, ky = truth.half_plane(2)
     none = np.zeros(0, np.int32)
-    arrays = np.ones((1, kx.size), np.complex64), kx, ky, np.zeros((1, 2), np.float32), none, none
-    real, imag = shifted_rows(*map(device, arrays), BOX)
-    assert real.shape == imag.shape == (0, kx.size)
+    arrays = np.ones((1, 2, kx.size), np.complex64), kx, ky, np.zeros((1, 2), np.float32), none, none
+    assert shifted_rows(*map(device, arrays), BOX).shape == (4, 0, kx.size)
 
 
 @pytest.mark.parametrize(
     ("name", "change", "error"),
     [
         ("images", lambda a: a.real.copy(), TypeError),
+        ("images", lambda a: a[:, 0].copy(), ValueError),
         ("kx", lambda a: a[:-1].copy(), ValueError),
         ("ky", lambda a: a.astype(np.float64), TypeError),
         ("shifts", lambda a: a.reshape(-1), ValueError),
@@ -50,7 +53,7 @@ def test_no_shifted_rows(device):
 def test_shifted_rows_refuses_wrong_arguments(device, name, change, error):
     kx, ky = truth.half_plane(2)
     arguments = {
-        "images": np.ones((2, kx.size), np.complex64),
+        "images": np.ones((2, 2, kx.size), np.complex64),
         "kx": kx,
         "ky": ky,
         "shifts": np.zeros((3, 2), np.float32),
