@@ -19,6 +19,7 @@ from spa.em.sampling import (
     nearest_directions,
     neighbourhood,
     segment_index,
+    united,
 )
 from spa.em.settings import Search
 from spa.em.state import Batch
@@ -61,6 +62,7 @@ class Descent:
         self.search = search
         self.memory = memory
         self._n_classes = len(reference.transform)
+        self._seeded = step.known and not step.local
         self._stretch = stretch
         self._norm_orders = max(norm_orders, search.precision.norm_orders)
         self._table_memory = table_memory
@@ -86,6 +88,9 @@ class Descent:
         for depth in range(first, len(levels)):
             level = levels[depth]
             if depth > 0:
+                if self._seeded and depth == len(levels) - 1:
+                    around = _to_device(self._around(depth - 1, rotations), batch.scored)
+                    survivors = united(survivors, around, levels[depth - 1])
                 survivors = children(survivors, levels[depth - 1], level)
             log_weight = self._score(depth, batch, survivors)
             scored += len(log_weight)
@@ -128,15 +133,26 @@ class Descent:
         return DirectionTable(self.reference, level, directions, basis, batch.magnification)
 
     def _directions(self, level: Level) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The directions of a level that the search can come to: those below the first level's."""
-        first = self.step.levels[0]
+        """The directions of a level that the search can come to: those below the first level's and near known poses."""
+        first, search = self.step.levels[0], self.search
         if self.step.local:
-            near = np.unique(nearest_directions(first, self._rotations, self.search.local_directions))
-            top = (np.arange(self._n_classes)[:, None] * first.n_directions + near).ravel()
-        else:
-            top = np.unique(self.step.dense_orientations // first.n_psi)
-        ratio = level.n_directions // first.n_directions
-        return np.asarray((top[:, None] * ratio + np.arange(ratio)).ravel(), dtype=np.int64)
+            return self._below(first, self._near(first, search.local_directions), level)
+        found = self._below(first, np.unique(self.step.dense_orientations // first.n_psi), level)
+        if not self._seeded or level is not self.step.levels[-1]:
+            return found
+        parent = self.step.levels[-2]
+        return np.union1d(found, self._below(parent, self._near(parent, search.known_directions), level))
+
+    def _near(self, level: Level, count: int) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The directions of a level, of every class, that are nearest to the last poses."""
+        near = np.unique(nearest_directions(level, self._rotations, count))
+        return np.asarray((np.arange(self._n_classes)[:, None] * level.n_directions + near).ravel(), dtype=np.int64)
+
+    @staticmethod
+    def _below(parent: Level, directions: np.ndarray[Any, Any], level: Level) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The descendants at a level of directions of a coarser one."""
+        ratio = level.n_directions // parent.n_directions
+        return np.asarray((directions[:, None] * ratio + np.arange(ratio)).ravel(), dtype=np.int64)
 
     def _rings(self, kmax: int, box: int) -> Rings:
         precision = replace(self.search.precision, norm_orders=self._norm_orders)
@@ -171,6 +187,11 @@ class Descent:
         s = self.search
         reach = s.local_directions, s.local_psi, s.local_offset_radius
         return neighbourhood(self.step.levels[0], rotations, *reach, self._n_classes)
+
+    def _around(self, depth: int, rotations: np.ndarray[Any, Any]) -> Candidates:
+        s = self.search
+        reach = s.known_directions, s.local_psi, s.known_offset_radius
+        return neighbourhood(self.step.levels[depth], rotations, *reach, self._n_classes)
 
     def _dense_survivors(self, batch: Batch) -> Candidates:
         """Score every orientation and shift of the first level and keep what a finer level may still choose."""

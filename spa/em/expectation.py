@@ -31,6 +31,7 @@ class Step:
     kmax : Fourier radius of the maximisation step, pixels.
     score_kmax : Fourier radius beyond which no level looks, pixels.
     poses_only : nothing is added to the accumulators.
+    known : the images have poses; a global search looks around them, too.
     """
 
     levels: tuple[Level, ...]
@@ -42,6 +43,7 @@ class Step:
     kmax: int
     score_kmax: int
     poses_only: bool = False
+    known: bool = False
 
 
 @dataclass

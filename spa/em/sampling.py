@@ -11,6 +11,9 @@ from scipy.spatial import cKDTree
 from spa import healpix
 from spa.kernels.backend import Array, xp_of
 
+_ORIENTATIONS = 2**36
+"""More than any level has, for all classes together."""
+
 
 @dataclass(frozen=True)
 class Level:
@@ -182,6 +185,26 @@ def keep(candidates: Candidates, mask: Array) -> Candidates:
     )
 
 
+def united(first: Candidates, second: Candidates, level: Level) -> Candidates:
+    """The candidates of a level that are in either of two lists for the same images, each once."""
+    xp = xp_of(first.orientation)
+    n_shifts, codes = level.n_offsets**2, []
+    for part in (first, second):
+        group = segment_index(part.group_offsets, len(part.shift))
+        image = segment_index(part.image_offsets, len(part.orientation))
+        codes.append((image * _ORIENTATIONS + part.orientation)[group] * n_shifts + part.shift)
+    merged = xp.unique(xp.concatenate(codes))
+    owner = merged // n_shifts
+    start = xp.nonzero(xp.concatenate([xp.ones(min(1, len(owner)), bool), owner[1:] != owner[:-1]]))[0]
+    images = xp.arange(len(first.image_offsets), dtype=np.int64)
+    return Candidates(
+        xp.searchsorted(owner[start], images * _ORIENTATIONS).astype(np.int64),
+        owner[start] % _ORIENTATIONS,
+        xp.concatenate([start, xp.asarray([len(merged)])]).astype(np.int64),
+        (merged % n_shifts).astype(np.int32),
+    )
+
+
 def from_dense(flat: Array, orientations: Array, n_images: int, shifts: Array) -> Candidates:
     """Candidates from sorted flat indices into a dense (n_images, n_orientations, n_shifts) array."""
     xp = xp_of(flat)
@@ -203,7 +226,8 @@ def from_dense(flat: Array, orientations: Array, n_images: int, shifts: Array) -
 def nearest_directions(
     level: Level, rotations: np.ndarray[Any, Any], n_directions: int
 ) -> np.ndarray[Any, np.dtype[np.int64]]:
-    """The directions nearest to poses, (n, n_directions), each row ascending."""
+    """The directions nearest to poses, (n, n_directions) or all there are, each row ascending."""
+    n_directions = min(n_directions, level.n_directions)
     _, near = cKDTree(level.frames[:, 2]).query(rotations[:, 2], k=n_directions)
     return np.sort(near.reshape(len(rotations), n_directions), 1)
 
@@ -224,6 +248,7 @@ def neighbourhood(
     """
     n = len(rotations)
     near = nearest_directions(level, rotations, n_directions)
+    n_directions = near.shape[1]
     e1, e2 = level.frames[near, 0], level.frames[near, 1]
     sine = np.einsum("ndj,nj->nd", e2, rotations[:, 0]) - np.einsum("ndj,nj->nd", e1, rotations[:, 1])
     cosine = np.einsum("ndj,nj->nd", e1, rotations[:, 0]) + np.einsum("ndj,nj->nd", e2, rotations[:, 1])

@@ -138,6 +138,7 @@ class Schedule:
             kmax=kmax,
             score_kmax=limit,
             poses_only=self.progress.rescue,
+            known=state.iteration > 0,
         )
 
     @property

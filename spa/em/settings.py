@@ -134,6 +134,11 @@ class Search:
     """In-plane steps on either side of the last pose at that level."""
     local_offset_radius: int = 2
     """Radius of the disc of shifts around the last one at that level, in its steps."""
+    known_directions: int = 4
+    """Directions around the last pose that join the survivors of a global search before its last level: what has been
+    found is not lost to pruning."""
+    known_offset_radius: int = 1
+    """Radius of the disc of shifts around the last one that go with them, in that level's steps."""
     mean_pose_angle: float = 12.0
     """Candidates farther than this from the best one (degrees) are another mode, not part of its mean pose."""
     mean_pose_weight: float = 0.02

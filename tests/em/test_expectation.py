@@ -184,13 +184,32 @@ def test_local_search_starts_at_the_last_pose() -> None:
     assert np.median(euler.angular_distance(found, data.rotations)) < 4.0
 
 
-def test_local_tables_hold_every_direction_that_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_global_search_does_not_lose_the_last_pose() -> None:
+    """However much it prunes; without the last pose this one finds hardly any."""
+    data = tiny.simulate(24, BOX, snr=5.0, seed=5)
+    poses = Poses.unknown(24)
+    poses.rotations, poses.origins = data.rotations, data.origins
+    levels = tuple(make_level(order, 1.0 / 2**k, 3 * 2**k, KMAX, TURN, 1) for k, order in enumerate((1, 2, 3)))
+    reference, batch, found = make_reference(lambda a: a, data.volume), make_batch(data, poses), []
+    hasty = Search(temperature=1.0, coarse_error=1e-9, mass=0.01, dense_cap=1, level_cap=1)
+    for known in (False, True):
+        step = replace(make_step(levels), known=known)
+        scores = Descent(reference, step, hasty, 10**9, 10**9, data.rotations).run(batch, data.rotations)
+        group = np.searchsorted(scores.candidates.group_offsets[1:], scores.posterior.best, side="right")
+        rotations = scores.level.rotations(scores.candidates.orientation[group])
+        found.append((euler.angular_distance(rotations, data.rotations) < 2 * scores.level.angular_step).mean())
+    assert found[0] < 0.6
+    assert found[1] > 0.9
+
+
+@pytest.mark.parametrize("local", [True, False])
+def test_tables_hold_every_direction_that_is_asked_for(monkeypatch: pytest.MonkeyPatch, local: bool) -> None:
     """Also those outside the asymmetric unit, around poses at its edge: tables and slices score alike."""
     data = tiny.simulate(12, BOX, snr=5.0, seed=6)
     poses = Poses.unknown(12)
     poses.rotations, poses.origins = data.rotations, data.origins
     levels = (make_level(3, 0.25, 5, KMAX, TURN, 3), make_level(4, 0.25, 5, KMAX, TURN, 3))
-    step = replace(make_step(levels, local=True), dense_orientations=np.zeros(1, np.int64))
+    step = replace(make_step(levels, local=local), dense_orientations=np.zeros(1, np.int64), known=True)
     batch, found = make_batch(data, poses), []
     for tables in (True, False):
         monkeypatch.setattr("spa.em.descent.steerable_pays", lambda *_, pays=tables: pays)

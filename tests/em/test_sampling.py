@@ -13,6 +13,7 @@ from spa.em.sampling import (
     make_level,
     neighbourhood,
     segment_index,
+    united,
 )
 
 
@@ -88,6 +89,18 @@ def test_keep_from_dense_and_image_slice_agree_with_plain_lists() -> None:
         expected.append([(o, group) for o, group in kept if group])
     assert as_lists(keep(found, mask)) == expected
     assert as_lists(image_slice(found, 1, 3)) == as_lists(found)[1:3]
+
+
+def test_united_lists_hold_every_candidate_once(turn: np.ndarray) -> None:
+    level, rng = make_level(1, 1.0, 3, 4, turn, 1), np.random.default_rng(3)
+    dense = rng.random((2, 4, 30, 9)) < 0.1
+    dense[0, 1], dense[1, 2], dense[:, 3] = False, False, False
+    orientations, shifts = np.sort(rng.choice(288, 30, replace=False)), np.arange(9, dtype=np.int32)
+    first, second, both = (
+        from_dense(np.nonzero(d.ravel())[0], orientations, 4, shifts) for d in (*dense, dense[0] | dense[1])
+    )
+    assert as_lists(united(first, second, level)) == as_lists(both)
+    assert as_lists(united(second, second, level)) == as_lists(second)
 
 
 def as_lists(candidates: Candidates) -> list[list[tuple[int, list[int]]]]:
