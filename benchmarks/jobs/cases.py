@@ -74,7 +74,9 @@ QUICK = (
 FULL = (
     *(Case(name, 64, 0.2, 500, exhaustive=True) for name in STRUCTURES),
     *(Case(name, 128, 0.2, 200, exhaustive=True) for name in STRUCTURES),
-    *(Case(name, 64, snr, 2000) for name in STRUCTURES for snr in (0.02, 0.05, 0.1, 0.2)),
+    *(Case(name, 64, 0.02, 2000, exhaustive=True) for name in ("phantom", "6vsb")),
+    *(Case(name, 64, 0.02, 2000) for name in ("3c91", "7l2i")),
+    *(Case(name, 64, snr, 2000) for name in STRUCTURES for snr in (0.05, 0.1, 0.2)),
     *(Case(name, 128, 0.1, 2000) for name in STRUCTURES),
     *(Case(name, 256, 0.1, 2000) for name in STRUCTURES),
     *(Case(name, box, 0.02, 2000) for name in ("phantom", "3c91") for box in (128, 256)),
