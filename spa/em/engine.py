@@ -39,6 +39,9 @@ ACCURACY_PARTICLES = 100
 """Particles per half set on which the accuracy of the poses is estimated."""
 SCALE_TRUSTED = (0.67, 1.5)
 """Grey scales of the reference, relative to the images, that need no fitting."""
+DETERMINED = 0.1
+"""Share of its probability below which an average particle's likeliest pose leaves it open; good data end at 0.3 to
+1."""
 GROUP_SCALE_SIGMA = 0.2
 """Prior standard deviation of a micrograph's signal intensity around one."""
 
@@ -141,6 +144,13 @@ class Engine:
                 self._finish(state, done.maps.unfiltered, done.maps.joined)
         if self.schedule.progress.exhausted:
             self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
+        if state.ave_pmax < DETERMINED:
+            self.job.warn(
+                f"poses are hardly determined: the likeliest one of an average particle holds "
+                f"{100 * state.ave_pmax:.0f} % of its probability, the expected accuracy is "
+                f"{state.accuracy_rotations:.1f}°. Both halves may then agree on features that wrong poses, alike in "
+                "both, have made: hold the map against something else before you believe its resolution"
+            )
         return state
 
     def _finish(self, state: State, unfiltered: FloatArray, joined: FloatArray) -> None:

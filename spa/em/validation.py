@@ -7,7 +7,9 @@ from typing import Any
 
 import numpy as np
 
-from spa.fsc import FSC_THRESHOLD, fsc, phase_randomise, resolution_shell
+from spa.fourier import forward, inverse
+from spa.fsc import FSC_THRESHOLD, fsc, resolution_shell
+from spa.grids import rfft_shells
 
 FloatArray = np.ndarray[Any, np.dtype[np.floating[Any]]]
 
@@ -47,23 +49,20 @@ def half_map_fsc(
     -----
     Images aligned on a shell agree there with the reference even if they hold nothing but noise, and so do
     the two halves as long as their references have a common origin. Interpolation carries that agreement to
-    LEAK_SHELLS more, and the sphere carries it further. So phases beyond `score_kmax` + LEAK_SHELLS are
-    randomised to find what the sphere alone does there, which is taken out (Chen et al. 2013, Ultramicroscopy
-    135:24), and the resolution grows only if those shells agree significantly up to it.
+    LEAK_SHELLS more, and the sphere, a product that mixes shells, would carry it further. So the shells beyond are
+    compared alone, all below them taken out before the sphere is applied, and the resolution grows only if they agree
+    significantly up to it. (To randomise their phases and take out what the sphere then does, as Chen et al. 2013,
+    Ultramicroscopy 135:24, leaves the noise of a difference where the lower shells are strong.)
     """
     free = score_kmax + 1 + LEAK_SHELLS
-    masked = fsc(half1 * sphere, half2 * sphere)
-    curve, spread = masked.copy(), np.ones_like(masked)
-    if free < len(masked):
-        rng = np.random.default_rng(0)
-        chance = fsc(phase_randomise(half1, free, rng) * sphere, phase_randomise(half2, free, rng) * sphere)
-        spread[free:] = 1 / np.maximum(1 - chance[free:], 1e-3)
-        curve[free:] = (masked[free:] - chance[free:]) * spread[free:]
+    curve = fsc(half1 * sphere, half2 * sphere)
+    if free < len(curve):
+        curve[free:] = fsc(*(_beyond(half, free) * sphere for half in (half1, half2)))[free:]
     curve[kmax + 1 :] = 0
     curve[:2] = 1
     np.clip(curve, -1, 1, out=curve)
     shell = resolution_shell(curve, FSC_THRESHOLD)
-    proven = shell >= free and _significant(curve, spread, sphere, free, shell, n_symmetry)
+    proven = shell >= free and _significant(curve, sphere, free, shell, n_symmetry)
     if score_kmax < kmax and not proven:
         # what lies beyond has not been shown: neither a reference nor the final map may draw on it
         curve[free:] = np.minimum(curve[free:], 0.0)
@@ -71,12 +70,16 @@ def half_map_fsc(
     return HalfMapFsc(curve, shell)
 
 
-def _significant(
-    curve: FloatArray, spread: FloatArray, sphere: FloatArray, first: int, last: int, n_symmetry: int
-) -> bool:
+def _beyond(volume: FloatArray, first: int) -> FloatArray:
+    """A map without its Fourier shells below `first`."""
+    box = volume.shape[0]
+    return np.asarray(inverse(forward(volume, 3) * (rfft_shells(box, 3) >= first), box, 3))
+
+
+def _significant(curve: FloatArray, sphere: FloatArray, first: int, last: int, n_symmetry: int) -> bool:
     """Whether the mean FSC of shells first to last exceeds chance."""
     shells = np.arange(first, last + 1)
     filled = float(sphere.sum(dtype=np.float64) ** 2 / (sphere.astype(np.float64) ** 2).sum() / sphere.size)
     independent = np.maximum(2 * np.pi * shells**2 * filled / n_symmetry, 0.5)
-    deviation = np.sqrt((spread[shells] ** 2 / (2 * independent)).sum()) / len(shells)
+    deviation = np.sqrt((1 / (2 * independent)).sum()) / len(shells)
     return bool(curve[shells].mean() > SIGNIFICANCE * deviation)

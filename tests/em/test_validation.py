@@ -28,7 +28,7 @@ def halves(shared_shell: int, strength: float, seed: int) -> tuple[np.ndarray, n
     return common + white(seed + 1000), common + white(seed + 2000)
 
 
-@pytest.mark.parametrize("strength", [3.0, 30.0])
+@pytest.mark.parametrize("strength", [3.0, 30.0, 1000.0])
 @pytest.mark.parametrize("seed", range(4))
 def test_agreement_made_by_the_alignment_is_not_resolution(seed: int, strength: float) -> None:
     a, b = halves(6, strength, seed)
@@ -43,6 +43,13 @@ def test_signal_inside_the_sphere_beyond_the_alignment_is(seed: int) -> None:
     found = half_map_fsc(signal + white(seed + 1000), signal + white(seed + 2000), SPHERE, 6, KMAX, 1)
     assert 14 <= found.shell <= 19
     assert found.curve[8:15].min() > 0.8
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_signal_beyond_the_alignment_shows_beside_far_stronger_lower_shells(seed: int) -> None:
+    signal = up_to(4 * up_to(white(seed), 15) * SPHERE, 15) + up_to(1000 * up_to(white(seed + 50), 5) * SPHERE, 5)
+    found = half_map_fsc(signal + white(seed + 1000), signal + white(seed + 2000), SPHERE, 6, KMAX, 1)
+    assert 13 <= found.shell <= 17
 
 
 def test_symmetry_copies_are_no_evidence() -> None:

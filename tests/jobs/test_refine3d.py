@@ -133,6 +133,8 @@ def test_noise_does_not_end_with_a_resolution(tmp_path: Path, seed: int, coloure
     found = refinement.half_map_fsc(tmp_path / "Out")
     found[: limit + 1] = 1
     assert resolution_shell(found) == limit
+    for folder, doubtful in ((tmp_path / "Out", True), (REFINED, False)):
+        assert ("poses are hardly determined" in (folder / "run.err").read_text()) == doubtful
 
 
 # References that do not fit
