@@ -27,6 +27,7 @@ IGNORED_FLAGS = {
     "--keep_scratch": False,
     "--onthefly_shifts": False,
     "--auto_refine": False,
+    "--extract": False,
     "--split_random_halves": False,
 }
 """RELION flags that change nothing here, and whether each takes a value."""

@@ -283,7 +283,8 @@ def _settings(options: MicrographOptions) -> dict[str, Any]:
     settings = {name: value for name, value in asdict(options).items() if name not in common}
     for spec in specs(type(options)):
         if spec.role == "input" and settings.get(spec.name):
-            settings[spec.name] = [settings[spec.name], *file_state(settings[spec.name])]
+            given = settings[spec.name]
+            settings[spec.name] = [[path, *file_state(path)] for path in ([given] if isinstance(given, str) else given)]
     return settings
 
 

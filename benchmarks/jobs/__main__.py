@@ -38,6 +38,7 @@ def main() -> None:
     run("micrographs", *save)
     run("motioncorr", *save)
     run("ctffind", *save)
+    run("pick", *save)
     run("sizes", "--quick", "--models", str(DATA / "models"), *save)
 
 

@@ -1,0 +1,190 @@
+"""How well `spa pick` finds particles: real micrographs against hand picks, simulated ones against the truth.
+
+python -m benchmarks.jobs.pick [--real FOLDER] [--models FOLDER] [--n 4] [--save]
+
+Real: the eight micrographs of apoferritin in the test data (SPA_DATA, else ../shared/data beside the checkout), with
+one setting for all, beside relion_autopick where it is installed. Simulated: 3C91, 6VSB and the built-in phantom at 1
+to 2.5 micrometres, 2048 x 2048 pixels of 1.5 A, with the true map as the reference; one of 4096 x 4096 for time and
+memory. A pick is right within 40 A.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+import shutil
+import tempfile
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks import report
+from benchmarks.jobs.measure import SPA, Cost, measured, stop_jobs_on_sigterm
+from spa.io import mrc, star
+from spa.io.coordinates import FOM, read_coordinates
+from spa.io.star import StarFile
+from spa.picking_evaluation import Curve, curve
+
+DATA = Path(os.environ.get("SPA_DATA", report.ROOT.parent / "shared" / "data"))
+DISTANCE = 40.0
+DIAMETERS = ("110", "140")
+HEAD = ["picks by", "precision", "recall", "F1", "best F1", "offset (A)", "s a micrograph", "CPU s", "peak MiB"]
+SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
+"""Of the picks, the best, whose precision is listed."""
+
+
+def pick(source: Path, out: Path, truth: str, *flags: str) -> tuple[StarFile, Cost]:
+    """The evaluation that the job writes, and what it took on one thread."""
+    command = [*SPA, "pick", "--i", str(source), "--odir", str(out), "--j", "1", "--random_seed", "1", "--quiet"]
+    cost = measured([*command, "--evaluate", truth, *flags])
+    return star.read(out / "autopick_evaluation.star"), cost
+
+
+def row(name: str, found: StarFile, cost: Cost, n: int) -> list[str]:
+    """One line of the table."""
+    general = found["general"]
+    values = [f"{general.get_float(f'spa{c}'):.3f}" for c in ("Precision", "Recall", "F1", "BestF1")]
+    values.append(f"{general.get_float('spaMedianOffset'):.1f}")
+    return [name, *values, f"{cost.wall_seconds / n:.2f}", f"{cost.cpu_seconds / n:.2f}", f"{1024 * cost.peak_gib:.0f}"]
+
+
+def real(folder: Path, work: Path) -> str:
+    """Our picks and RELION's of the real micrographs."""
+    source = with_ctf(folder, work)
+    truth = str(folder / "picks" / "*.star")
+    log = ("--LoG", "--LoG_diam_min", DIAMETERS[0], "--LoG_diam_max", DIAMETERS[1])
+    reference = ("--ref", str(folder / "reference_30A.mrc"), "--sym", "O")
+    n = len(star.read(source)["micrographs"])
+    rows = [HEAD]
+    for name, flags in (
+        ("spa, LoG", log),
+        ("spa, LoG without refinement", (*log, "--no_LoG_refine", "--threshold", "1.5")),
+        ("spa, map", reference),
+    ):
+        rows.append(row(name, *pick(source, work / name.replace(" ", "_"), truth, *flags), n))
+    if shutil.which("relion_autopick"):
+        rows.append(relion(folder, work, source))
+    return f"{report.aligned(rows)}\n\none thread, with start-up, CTF given; pictures included for spa"
+
+
+def with_ctf(folder: Path, work: Path) -> Path:
+    """The micrographs in single precision, which RELION 3.1 needs, with their CTF by `spa ctffind`."""
+    for path in sorted((folder / "micrographs").glob("*.mrc")):
+        mrc.write_volume(work / "micrographs" / path.name, mrc.read(path)[0][0], 1.5)
+    shutil.copy(folder / "micrographs.star", work)
+    out = work / "ctf"
+    measured([*SPA, "ctffind", "--i", str(work / "micrographs.star"), "--o", str(out), "--j", "2", "--quiet"])
+    found = star.read(out / "micrographs_ctf.star")
+    table = found["micrographs"]
+    table.drop(*(column for column in table.columns if column.startswith("spa")), "rlnCtfImage")
+    star.write(work / "micrographs_ctf.star", found)
+    return work / "micrographs_ctf.star"
+
+
+def relion(folder: Path, work: Path, source: Path) -> list[str]:
+    """relion_autopick's LoG with its own defaults beside the diameters."""
+    out = work / "relion"
+    out.mkdir()
+    command = ["relion_autopick", "--i", str(source), "--odir", f"{out}/", "--pickname", "autopick", "--LoG"]
+    command += ["--LoG_diam_min", DIAMETERS[0], "--LoG_diam_max", DIAMETERS[1]]
+    cost = measured(["sh", "-c", f"{shlex.join(command)} >/dev/null 2>&1"], cwd=work)
+    parts = []
+    for path in sorted((folder / "picks").glob("*.star")):
+        true = read_coordinates(path)[0].table
+        stem = path.stem.removesuffix("_manual")
+        table = read_coordinates(next(out.rglob(f"{stem}_autopick.star")))[0].table
+        picks, centres = (
+            np.stack([block.floats(f"rlnCoordinate{axis}") for axis in "XY"], axis=1) for block in (table, true)
+        )
+        parts.append((picks, table.floats(FOM), centres, 1.5))
+    found: Curve = curve(parts, DISTANCE)
+    values = [f"{float(v):.3f}" for v in (found.precision[0], found.recall[0], found.f1[0], found.f1[found.best])]
+    offset = f"{np.median(found.offset):.1f}"
+    n = len(parts)
+    seconds = (f"{cost.wall_seconds / n:.2f}", f"{cost.cpu_seconds / n:.2f}", f"{1024 * cost.peak_gib:.0f}")
+    return ["RELION 3.1.3, LoG", *values, offset, *seconds]
+
+
+def simulate(work: Path, name: str, models: Path, n: int, *flags: str) -> Path:
+    """Simulated micrographs of a structure; returns their folder."""
+    folder = work / name.replace(" ", "_")
+    command = [*SPA, "simulate", "--kind", "micrographs", "--o", str(folder), "--angpix", "1.5", "--quiet"]
+    command += ["--nr_micrographs", str(n), "--defocus_min", "10000", "--defocus_max", "25000", "--seed", "11"]
+    structure = name.split(",")[0]
+    if structure != "phantom":
+        command += ["--model", str(models / f"{structure}.pdb.gz")]
+    measured([*command, *flags])
+    return folder
+
+
+def simulated(n: int, models: Path, work: Path) -> str:
+    """Precision and recall on simulated micrographs, and the precision of the best of all peaks."""
+    rows, ranking = [HEAD], [["precision of the best", *(f"{share:.0%}" for share in SHARES)]]
+    size = ("--nr_particles", str(100 * n), "--micrograph_size", "2048")
+    structures = ["3c91", "6vsb"] if models.is_dir() else []
+    for structure in (*structures, "phantom"):
+        for snr in ("0.1", "0.03"):
+            name = f"{structure}, SNR {snr}"
+            folder = simulate(work, name, models, n, *size, "--snr", snr)
+            flags = ["--ref", str(folder / "truth_map.mrc"), "--sym", "D7" if structure == "3c91" else "C1"]
+            truth = str(folder / "truth_coordinates" / "*.star")
+            rows.append(row(name, *pick(folder / "truth_ctf.star", folder / "pick", truth, *flags), n))
+            found, _ = pick(folder / "truth_ctf.star", folder / "all", truth, *flags, "--threshold", "3")
+            ranking.append([name, *(f"{p:.3f}" for p in precision_of_best(found))])
+            shutil.rmtree(folder / "micrographs")
+    return f"{report.aligned(rows)}\n\nall peaks above 3 standard deviations\n{report.aligned(ranking)}"
+
+
+def precision_of_best(found: StarFile) -> NDArray[np.float64]:
+    """Precision of shares of the picks, the highest, from the curve of an evaluation."""
+    n_true = found["general"].get_float("spaNrTrue")
+    precision, recall = found["curve"].floats("spaPrecision"), found["curve"].floats("spaRecall")
+    picks = recall * n_true / np.maximum(precision, 1e-9)
+    return np.array([precision[int(np.argmin(np.abs(picks - share * picks.max())))] for share in SHARES])
+
+
+def large(models: Path, work: Path) -> str:
+    """Time and memory on a micrograph of 4096 x 4096 pixels."""
+    structure = "3c91" if models.is_dir() else "phantom"
+    folder = simulate(work, f"{structure}, large", models, 1, "--nr_particles", "300", "--micrograph_size", "4096")
+    truth = str(folder / "truth_coordinates" / "*.star")
+    rows = [HEAD]
+    reference = ("--ref", str(folder / "truth_map.mrc"))
+    for name, flags in (
+        ("LoG", ("--LoG", "--LoG_diam_min", "150", "--LoG_diam_max", "190")),
+        ("map, D7", (*reference, "--sym", "D7")),
+        ("map, C1", reference),
+    ):
+        rows.append(row(name, *pick(folder / "truth_ctf.star", folder / name.replace(" ", "_"), truth, *flags), 1))
+    return f"4096 x 4096 pixels, one thread, with start-up\n{report.aligned(rows)}"
+
+
+def main() -> None:
+    """Run all and print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--real", type=Path, default=DATA / "apoferritin")
+    parser.add_argument("--models", type=Path, default=DATA / "models")
+    parser.add_argument("--n", type=int, default=4, help="simulated micrographs of each kind, 0 for none")
+    parser.add_argument("--save", action="store_true", help="keep the tables in benchmarks/results")
+    arguments = parser.parse_args()
+    stop_jobs_on_sigterm()
+    tables = []
+    with tempfile.TemporaryDirectory() as name:
+        work = Path(name)
+        if arguments.real.is_dir():
+            tables.append(real(arguments.real, work))
+            print(tables[-1], flush=True)
+        else:
+            print(f"no {arguments.real}: real micrographs left out; set SPA_DATA to the folder that holds apoferritin")
+        if arguments.n:
+            for part in (large(arguments.models, work), simulated(arguments.n, arguments.models, work)):
+                tables.append(part)
+                print(f"\n{part}", flush=True)
+    if arguments.save:
+        report.save("pick_cpu.txt", "benchmarks.jobs.pick", "\n\n".join(tables))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,184 @@
+"""Select rows of a STAR file of particles, micrographs or movies: by a column's range, without duplicates, in parts.
+
+What is asked for happens in this order; columns and blocks pass through as they are.
+"""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from spa import selection
+from spa.errors import InputError
+from spa.io import star, vintage
+from spa.io.coordinates import FOM
+from spa.io.star import Block, StarFile
+from spa.job import Job
+from spa.options import CommonOptions, UsageError, option
+
+_KINDS = ("particles", "micrographs", "movies")
+_IMAGES = ("rlnImageName", "rlnMicrographName", "rlnMicrographMovieName", "rlnCoordinateX")
+_RANGE, _PARTS, _DUPLICATES = "Range", "Parts", "Duplicates"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options(CommonOptions):
+    """Options of `spa select`, named as in relion_star_handler."""
+
+    i: str = option(help="STAR file of particles, micrographs or movies", role="input")
+    o: str = option("selected.star", help="STAR file to write; parts get _split1, _split2, ...", role="file")
+    select: str | None = option(
+        None, help="Column whose values decide, as rlnCtfMaxResolution", group=_RANGE, default_text="none"
+    )
+    minval: float | None = option(None, help="Smallest value to keep", group=_RANGE)
+    maxval: float | None = option(None, help="Largest value to keep", group=_RANGE)
+    remove_duplicates: float = option(
+        -1.0,
+        help="Keep one of particles of a micrograph that are this close or closer: the one with the higher figure of "
+        "merit, else the first (-1: keep all)",
+        unit="Å",
+        bounds=(-1, 1e4),
+        group=_DUPLICATES,
+    )
+    image_angpix: float | None = option(
+        None,
+        help="Pixel size of the micrographs that the coordinates belong to",
+        unit="Å",
+        bounds=(0.01, 100),
+        group=_DUPLICATES,
+        default_text="rlnMicrographPixelSize, else rlnImagePixelSize",
+    )
+    split: bool = option(False, help="Write several files", group=_PARTS)
+    nr_split: int | None = option(None, help="Number of parts", bounds=(1, 10000), group=_PARTS)
+    size_split: int | None = option(None, help="Rows in a part", bounds=(1, None), group=_PARTS)
+    random_order: bool = option(False, help="Draw the parts at random (--random_seed)", group=_PARTS)
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if (self.select is None) != (self.minval is None and self.maxval is None):
+            raise UsageError("--select COLUMN: expected with --minval or --maxval")
+        if self.minval is not None and self.maxval is not None and self.minval > self.maxval:
+            raise UsageError(f"--minval {self.minval:g}: expected at most --maxval {self.maxval:g}")
+        if self.split and self.nr_split is None and self.size_split is None:
+            raise UsageError("--split: expected with --nr_split or --size_split")
+        if not self.split and (self.nr_split or self.size_split or self.random_order):
+            raise UsageError("--nr_split, --size_split and --random_order: expected with --split")
+        if self.select is None and not self.split and self.remove_duplicates < 0:
+            raise UsageError("expected --select, --remove_duplicates or --split")
+
+
+def run(options: Options, job: Job) -> None:
+    """Read, select, write, and say how many rows each step kept."""
+    found = star.read(options.i)
+    table = _main_table(found)
+    total, kept = len(table), np.arange(len(table))
+    if options.select is not None:
+        values = _values(table, options.select)
+        mask = selection.in_range(values, options.minval, options.maxval)
+        kept = kept[mask]
+        job.say(f"{len(kept)} of {total} {_noun(table)} with {_told(options)}{_span(values)}")
+    if options.remove_duplicates >= 0:
+        before = len(kept)
+        kept = kept[_distinct(found, table, kept, options, job)]
+        job.say(f"{len(kept)} of {before} {_noun(table)} are more than {options.remove_duplicates:g} Å apart")
+    if not options.split:
+        _write(options.o, found, table, kept)
+        job.say(f"{len(kept)} of {total} {_noun(table)} in {options.o}{_if_empty(kept)}")
+        return
+    rng = np.random.default_rng(options.random_seed) if options.random_order else None
+    parts = selection.split(len(kept), options.nr_split, options.size_split, rng)
+    for number, part in enumerate(parts, 1):
+        path = Path(options.o).with_name(f"{Path(options.o).stem}_split{number}.star")
+        _write(path, found, table, kept[part])
+        job.say(f"{len(part)} of {total} {_noun(table)} in {path}{_if_empty(part)}")
+    rest = len(kept) - sum(map(len, parts))
+    if rest:
+        job.say(f"{rest} {_noun(table)} are in none of the parts")
+
+
+def _main_table(found: StarFile) -> Block:
+    """The table of particles, micrographs or movies; one of coordinates or of an older RELION does as well."""
+    named = [found[kind] for kind in _KINDS if kind in found]
+    others = [block for block in found if block.loop and any(column in block for column in _IMAGES)]
+    tables = named or others
+    if not tables:
+        names = ", ".join(f"data_{name}" for name in found.names)
+        raise InputError(f"{found.path}: expected a table of particles, micrographs or movies, found {names}")
+    return tables[0]
+
+
+def _values(table: Block, column: str) -> NDArray[np.float64]:
+    """A column of numbers, InputError naming the nearest column where it is not there."""
+    name = column.removeprefix("_")
+    if name not in table:
+        near = difflib.get_close_matches(name, table.columns, n=1, cutoff=0.0)[0] if table.columns else "none"
+        raise InputError(f"{table.path}: data_{table.name}: no column {name}; did you mean {near}?")
+    return table.floats(name)
+
+
+def _distinct(found: StarFile, table: Block, kept: NDArray[np.int64], options: Options, job: Job) -> NDArray[np.bool_]:
+    """Which of the rows `kept` stay when close ones are removed."""
+    for column in ("rlnCoordinateX", "rlnCoordinateY", "rlnMicrographName"):
+        table.require(column, "--remove_duplicates needs")
+    upgraded = vintage.upgrade(found, options.image_angpix)
+    particles, optics = _main_table(upgraded), upgraded["optics"]
+    size = _pixel_sizes(particles, optics, options, job)
+    places = np.stack([particles.floats(f"rlnCoordinate{axis}") for axis in "XY"], axis=1) * size[:, None]
+    for axis in range(2):
+        column = f"rlnOrigin{'XY'[axis]}Angst"
+        if column in particles:
+            places[:, axis] -= particles.floats(column)
+    _, micrograph = np.unique(np.array(particles.text("rlnMicrographName")), return_inverse=True)
+    score = particles.floats(FOM)[kept] if FOM in particles else None
+    return selection.distinct(places[kept], micrograph[kept], options.remove_duplicates, score)
+
+
+def _pixel_sizes(particles: Block, optics: Block, options: Options, job: Job) -> NDArray[np.float64]:
+    """Pixel size (n,) in Å of the micrographs that the coordinates of each particle belong to."""
+    if options.image_angpix is not None:
+        return np.full(len(particles), options.image_angpix)
+    column = "rlnMicrographPixelSize"
+    if column not in optics:
+        column = "rlnImagePixelSize"
+        optics.require(column, "--remove_duplicates needs, or --image_angpix")
+        job.say(f"{optics.path}: coordinates taken in pixels of {column}; give --image_angpix if particles are binned")
+    sizes = dict(zip(optics.integers("rlnOpticsGroup").tolist(), optics.floats(column).tolist(), strict=True))
+    groups = particles.integers("rlnOpticsGroup").tolist()
+    for row, number in enumerate(groups):
+        if number not in sizes:
+            raise InputError(
+                f"{particles.path}: data_{particles.name}, row {row + 1}, column rlnOpticsGroup: expected a group of "
+                f"data_optics, found {number}"
+            )
+    return np.array([sizes[number] for number in groups])
+
+
+def _write(path: str | Path, found: StarFile, table: Block, rows: NDArray[np.int64]) -> None:
+    result = found.copy()
+    result.put(table.rows(rows))
+    star.write(path, result)
+
+
+def _noun(table: Block) -> str:
+    return table.name if table.name in _KINDS else "rows"
+
+
+def _told(options: Options) -> str:
+    column = (options.select or "").removeprefix("_")
+    if options.minval is None:
+        return f"{column} up to {options.maxval:g}"
+    if options.maxval is None:
+        return f"{column} from {options.minval:g}"
+    return f"{column} from {options.minval:g} to {options.maxval:g}"
+
+
+def _span(values: NDArray[np.float64]) -> str:
+    return f" (all: {values.min():g} to {values.max():g}, median {np.median(values):g})" if len(values) else ""
+
+
+def _if_empty(rows: NDArray[np.int64]) -> str:
+    return "" if len(rows) else ", a table without rows: nothing was selected"

@@ -1,0 +1,117 @@
+"""Where in a micrograph nothing should be picked: ice crystals, dirt, carbon. Arrays only, on the CPU.
+
+Grains stand out of their surroundings by their level. Carbon is a second level on a large part of the image, beyond
+a sharp edge, with more texture; a slow change of the ice's thickness is neither.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from spa.picking_image import local_mean
+
+Image = NDArray[np.float32]
+Mask = NDArray[np.bool_]
+
+_FINE, _COARSE, _WIDE = 0.125, 0.25, 2.0  # diameters, of the Gaussians that give details, steps and surroundings
+_BRIGHT, _DARK = 5.5, 8.0  # standard deviations of the details
+_ROUNDS = 4
+_STEP = 4.0  # standard deviations of the details between ice and carbon
+_BETWEEN = 0.12  # fraction of the pixels in the middle half of the step, at most, where it is an edge
+_TEXTURE = 1.05  # of carbon, over that of ice
+_SMALLEST = 0.02  # of the image: less than that is no second level
+_LEVELS = 128
+
+
+def usable_area(plain: Image, pixel_size: float, diameter: float, reach: float = 0.5) -> Mask:
+    """Pixels on which a particle may be centred, bool like the image.
+
+    Parameters
+    ----------
+    plain : float32 (rows, columns), a shrunken micrograph.
+    pixel_size, diameter : Angstrom; the diameter is the particle's.
+    reach : diameters to keep away from contamination.
+    """
+    size = diameter / pixel_size
+    film = carbon(plain, np.zeros(plain.shape, dtype=bool), size)
+    dirty = film | grains(plain, film, size)
+    if not film.any():
+        dirty |= carbon(plain, dirty, size)
+    if not dirty.any():
+        return ~dirty
+    distance: NDArray[np.float64] = ndimage.distance_transform_edt(~dirty)
+    return np.asarray(distance > reach * size)
+
+
+def grains(plain: Image, film: Mask, size: float) -> Mask:
+    """Pixels of what is much darker or brighter than its surroundings.
+
+    film : pixels of carbon, which have no say. size : the particle's diameter in pixels.
+
+    Notes
+    -----
+    Dark is judged more mildly than bright, and on average over a quarter of the diameter, since particles are dark:
+    those of high contrast reach 6 standard deviations, those that overlap, too.
+    """
+    scales = ((_FINE, _BRIGHT, np.inf), (_COARSE, _BRIGHT, _DARK))
+    everywhere = np.ones(plain.shape, dtype=bool)
+    out = film
+    for _ in range(_ROUNDS):
+        found = film.copy()
+        for scale, bright, dark in scales:
+            smooth = local_mean(plain, everywhere, scale * size)
+            details = smooth - local_mean(smooth, ~out, _WIDE * size)
+            deviation = _deviation(details[~out])
+            found |= (details > bright * deviation) | (details < -dark * deviation)
+        if (found == out).all() or found.all():
+            break
+        out = found
+    return np.asarray(out & ~film)
+
+
+def carbon(plain: Image, dirty: Mask, size: float) -> Mask:
+    """Pixels of a film that covers a part of the image, none where there is no sharp edge.
+
+    dirty : pixels that are contamination, which have no say. size : the particle's diameter in pixels.
+    """
+    none = np.zeros(plain.shape, dtype=bool)
+    if dirty.mean() > 0.5:
+        return none
+    clean = ndimage.distance_transform_edt(~dirty) > _COARSE * size
+    fine = local_mean(plain, ~none, _FINE * size)
+    step = local_mean(plain, ~dirty, _COARSE * size)
+    values = step[clean]
+    if not values.size:
+        return none
+    low, high, threshold = _two_levels(values)
+    deviation = _deviation((fine - local_mean(fine, ~dirty, 0.5 * size))[clean])
+    middle = np.abs(values - (low + high) / 2) < (high - low) / 4
+    dark = (step < threshold) & clean
+    if (
+        high - low < _STEP * deviation
+        or middle.mean() > _BETWEEN
+        or min(dark.sum(), values.size - dark.sum()) < _SMALLEST * plain.size
+    ):
+        return none
+    texture = np.abs(plain - fine)
+    rough = float(texture[dark].mean() / texture[clean & ~dark].mean())
+    return np.asarray(step < threshold) if rough > _TEXTURE else none
+
+
+def _deviation(values: NDArray[np.float32]) -> float:
+    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) or 1.0
+
+
+def _two_levels(values: NDArray[np.float32]) -> tuple[float, float, float]:
+    """Means of the lower and the upper class and the value between them (Otsu 1979, IEEE Trans. SMC 9, 62)."""
+    counts, edges = np.histogram(values, _LEVELS)
+    centres = (edges[1:] + edges[:-1]) / 2
+    weight, moment = np.cumsum(counts)[:-1], np.cumsum(counts * centres)[:-1]
+    total, mean = counts.sum(), (counts * centres).sum() / counts.sum()
+    between = (mean * weight - moment) ** 2 / np.maximum(weight * (total - weight), 1)
+    at = int(np.argmax(between))
+    low = moment[at] / max(weight[at], 1)
+    high = (mean * total - moment[at]) / max(total - weight[at], 1)
+    return float(low), float(high), float(edges[at + 1])

@@ -1,0 +1,212 @@
+"""`spa pick`: its tables, files and pictures, what it says and what it refuses."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from spa.cli.main import run
+from spa.io import mrc, pick_plots, plots, star
+from spa.io.coordinates import FOM
+from spa.io.star import Block, StarFile
+
+DIAMETER = "150"
+TRUTH = "sim/truth_coordinates/*.star"
+MAP = ("--ref", "sim/truth_map.mrc", "--ang", "30", "--lowpass", "30", "--particle_diameter", DIAMETER)
+LOG = ("--LoG", "--LoG_diam_min", "130", "--LoG_diam_max", "160")
+
+
+@pytest.fixture(scope="module")
+def simulated(tmp_path_factory) -> Path:
+    """Two micrographs of the built-in phantom."""
+    folder = tmp_path_factory.mktemp("simulated")
+    command = ["simulate", "--kind", "micrographs", "--o", str(folder / "sim"), "--angpix", "4", "--quiet", "--j", "2"]
+    command += ["--nr_micrographs", "2", "--nr_particles", "70", "--micrograph_size", "640", "--seed", "3"]
+    assert run([*command, "--defocus_min", "12000", "--defocus_max", "22000", "--snr", "0.3"]) == 0
+    return folder
+
+
+@pytest.fixture
+def project(simulated, tmp_path, monkeypatch) -> Path:
+    """A folder to work in, with the simulated micrographs under sim/."""
+    shutil.copytree(simulated / "sim", tmp_path / "sim")
+    for name in ("micrographs", "truth_ctf"):
+        found = star.read(tmp_path / f"sim/{name}.star")
+        table = found["micrographs"]
+        table.set("rlnMicrographName", [f"sim/micrographs/{Path(n).name}" for n in table.text("rlnMicrographName")])
+        star.write(tmp_path / f"sim/{name}.star", found)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def pick(*arguments: object, source: str = "sim/truth_ctf.star", folder: str = "Pick/job004") -> int:
+    common = ["--i", source, "--odir", folder, "--j", "1", "--random_seed", "1"]
+    return run(["pick", *common, *map(str, arguments)])
+
+
+def coordinates(number: int, folder: str = "Pick/job004", name: str = "autopick") -> Block:
+    return star.read(f"{folder}/sim/micrographs/mic{number:05d}_{name}.star")[""]
+
+
+def evaluated(folder: str = "Pick/job004") -> dict[str, float]:
+    general = star.read(f"{folder}/autopick_evaluation.star")["general"]
+    return {name: general.get_float(name) for name in general.columns}
+
+
+def blobs_on(number: int, where: list[tuple[int, int]], height: float) -> None:
+    """Put bright or dark contamination, as wide as a particle, on a micrograph."""
+    name = f"sim/micrographs/mic{number:05d}.mrc"
+    image = mrc.read(name)[0][0]
+    rows, columns = np.indices(image.shape)
+    for x, y in where:
+        image += height * image.std() * np.exp(-((rows - y) ** 2 + (columns - x) ** 2) / (2 * 10.0**2))
+    mrc.write_volume(name, image, 4.0)
+
+
+@pytest.mark.parametrize(("arguments", "least"), [(MAP, 0.95), (LOG, 0.85)])
+def test_particles_are_picked_and_files_written(project, arguments, least, capsys):
+    assert pick(*arguments, "--evaluate", TRUTH) == 0
+    found = evaluated()
+    assert found["spaF1"] >= least
+    assert found["spaMedianOffset"] < (4 if arguments is MAP else 15)
+    listed = star.read("Pick/job004/autopick.star")["coordinate_files"]
+    assert listed.columns == ["rlnMicrographName", "rlnMicrographCoordinates"]
+    assert listed.text("rlnMicrographCoordinates")[0] == "Pick/job004/sim/micrographs/mic00001_autopick.star"
+    table = coordinates(1)
+    for column in ("rlnCoordinateX", "rlnCoordinateY", FOM, "rlnClassNumber", "rlnAnglePsi"):
+        assert len(table.floats(column)) == len(table) > 20
+    assert (np.diff(table.floats(FOM)) <= 0).all()
+    assert table.floats("rlnCoordinateX").min() >= 0
+    counts = star.read("Pick/job004/micrographs_picked.star")["micrographs"].integers("spaNrPicks")
+    assert counts[0] == len(table)
+    for name in ("autopick.png", "autopick_evaluation.png", "sim/micrographs/mic00002_autopick.png"):
+        assert Path(f"Pick/job004/{name}").read_bytes().startswith(b"\x89PNG")
+    assert f"{counts.sum()} picks" in capsys.readouterr().out
+    assert Path("Pick/job004/coords_suffix_autopick.star").read_text() == "sim/truth_ctf.star\n"
+
+
+def test_precision_falls_as_the_threshold_falls(project):
+    assert pick(*MAP, "--threshold", "1.5", "--evaluate", TRUTH) == 0
+    curve = star.read("Pick/job004/autopick_evaluation.star")["curve"]
+    threshold, precision = curve.floats("spaPickThreshold"), curve.floats("spaPrecision")
+    levels = [precision[np.searchsorted(threshold, q)] for q in np.linspace(threshold[0], threshold[-1], 6)[:-1]]
+    assert (np.diff(levels) >= -0.02).all()
+    assert levels[0] < 0.8 < levels[-1]
+    assert evaluated()["spaBestF1"] > 0.95
+
+
+@pytest.mark.parametrize("height", [8.0, -12.0])
+@pytest.mark.parametrize("arguments", [MAP, LOG])
+def test_nothing_is_picked_on_contamination(project, arguments, height):
+    where = [(100, 120), (420, 300), (250, 560)]
+    blobs_on(1, where, height)
+    assert pick(*arguments) == 0
+    table = coordinates(1)
+    centres = np.stack([table.floats("rlnCoordinateX"), table.floats("rlnCoordinateY")], axis=1)
+    distance = np.linalg.norm(centres[:, None] - np.array(where), axis=2).min(axis=1)
+    assert distance.min() > 12
+    assert len(centres) > 15
+    masked = star.read("Pick/job004/micrographs_picked.star")["micrographs"].floats("spaMaskedArea")
+    assert masked[0] > 0
+    assert masked[1] == 0
+
+
+@pytest.mark.parametrize("n", [0, 1, 40])
+def test_a_large_micrograph_of_any_size_is_drawn(n, tmp_path):
+    rng = np.random.default_rng(1)
+    image = rng.standard_normal((1303, 729), dtype=np.float32)
+    shown = pick_plots.Shown(
+        image, image < 4, 5.625, rng.uniform(0, 4000, (n, 2)), rng.uniform(4, 9, n), 4.0, 150.0, 1.5
+    )
+    path = plots.save(tmp_path / "picks.png", pick_plots.micrograph(shown, "large.mrc"))
+    assert path.read_bytes().startswith(b"\x89PNG")
+
+
+def test_consensus_joins_lists_of_picks(project):
+    assert pick(*MAP, folder="Pick/job001") == 0
+    assert pick(*LOG, folder="Pick/job002") == 0
+    lists = ["--consensus", "Pick/job001/autopick.star", "--consensus", "Pick/job002/autopick.star"]
+    assert pick(*lists, "--evaluate", TRUTH) == 0
+    both = evaluated()
+    assert both["spaPrecision"] > 0.95
+    assert both["spaNrPicks"] <= len(coordinates(1, "Pick/job001")) + len(coordinates(2, "Pick/job001"))
+    assert pick(*lists, "--consensus_min", "1", "--evaluate", TRUTH, folder="Pick/job005") == 0
+    assert evaluated("Pick/job005")["spaNrPicks"] >= both["spaNrPicks"]
+
+
+def test_two_dimensional_references_with_other_pixels_are_resampled(project, capsys):
+    assert run(["project", "--i", "sim/truth_map.mrc", "--o", "views", "--nr_uniform", "12", "--random_seed", "1"]) == 0
+    images, _ = mrc.read("views.mrcs")
+    mrc.write_stack("coarse.mrcs", images[:, ::2, ::2][:, : images.shape[1] // 4 * 2, : images.shape[1] // 4 * 2], 8.0)
+    arguments = ("--ref", "coarse.mrcs", "--ang", "20", "--particle_diameter", DIAMETER, "--evaluate", TRUTH)
+    assert pick(*arguments) == 0
+    assert "resampled from 8 Å pixels, those of the micrographs being 4 Å" in capsys.readouterr().out
+    assert evaluated()["spaF1"] > 0.85
+    assert coordinates(1).integers("rlnClassNumber").max() <= 12
+
+
+def test_a_micrograph_without_particles_gives_an_empty_table_and_a_sentence(project, capsys):
+    image = np.random.default_rng(1).standard_normal((640, 640), dtype=np.float32)
+    mrc.write_volume("sim/micrographs/mic00001.mrc", image, 4.0)
+    assert pick(*MAP, "--threshold", "30", "--evaluate", TRUTH) == 0
+    assert len(coordinates(1)) == len(coordinates(2)) == 0
+    told = capsys.readouterr()
+    assert "2 of 2 micrographs have no picks, as sim/micrographs/mic00001.mrc" in told.err
+    assert "nothing to evaluate" in told.out
+    assert star.read("Pick/job004/autopick.star")["coordinate_files"].text("rlnMicrographName")
+
+
+def test_what_is_finished_is_kept(project, capsys):
+    assert pick(*MAP) == 0
+    before = Path("Pick/job004/sim/micrographs/mic00001_autopick.star").stat().st_mtime_ns
+    assert pick(*MAP, "--only_do_unfinished") == 0
+    assert "2 of 2 micrographs are finished" in capsys.readouterr().out
+    assert Path("Pick/job004/sim/micrographs/mic00001_autopick.star").stat().st_mtime_ns == before
+
+
+def test_picking_by_shape_needs_no_microscope(project):
+    found = star.read("sim/micrographs.star")
+    found["optics"].drop("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
+    star.write("bare.star", found)
+    assert pick(*LOG, source="bare.star") == 0
+    assert len(coordinates(1)) > 15
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "words"),
+    [
+        ((), 2, "expected one of --LoG, --ref and --consensus, got none"),
+        ((*LOG, "--ref", "sim/truth_map.mrc"), 2, "got --LoG and --ref"),
+        (("--LoG",), 2, "--LoG_diam_min -1"),
+        ((*LOG, "--decoys", "sim/truth_map.mrc"), 2, "--decoys: expected with --ref"),
+        ((*MAP[2:], "--ref", "gone.mrc"), 1, "gone.mrc"),
+        ((*MAP, "--i", "sim/micrographs.star"), 1, "no column rlnDefocusU, which --ctf needs"),
+        ((*MAP, "--evaluate", "nothing/*.star"), 1, "nothing/*.star"),
+        ((*MAP, "--sym", "Q3"), 1, "symmetry group 'Q3'"),
+        (("--consensus", "sim/micrographs.star"), 1, "expected a table with rlnCoordinateX"),
+        ((*LOG[:2], "3000", "--LoG_diam_max", "3000"), 1, "too small for a particle of 3000 Å"),
+    ],
+)
+def test_wrong_input_is_told_in_a_line(project, arguments, status, words, capsys):
+    assert pick(*arguments) == status
+    told = capsys.readouterr().err.strip()
+    assert words in told
+    assert "Traceback" not in told
+
+
+def test_bad_micrographs_are_left_out_with_a_reason(project):
+    spoilt = mrc.read("sim/micrographs/mic00001.mrc")[0][0]
+    spoilt[3, 4] = np.nan
+    mrc.write_volume("sim/micrographs/mic00001.mrc", spoilt, 4.0)
+    assert pick(*LOG) == 0
+    failed = star.read("Pick/job004/micrographs_picked_failed.star")["micrographs"]
+    assert "1 that are not" in failed.text("spaFailure")[0]
+    listed = star.read("Pick/job004/autopick.star")["coordinate_files"]
+    assert listed.text("rlnMicrographName") == ["sim/micrographs/mic00002.mrc"]
+    flat = {"rlnMicrographName": ["flat.mrc"], "rlnOpticsGroup": [1]}
+    mrc.write_volume("flat.mrc", np.ones((640, 640), np.float32), 4.0)
+    star.write("flat.star", StarFile([star.read("sim/micrographs.star")["optics"], Block.table("micrographs", flat)]))
+    assert pick(*LOG, source="flat.star", folder="Pick/job005") == 1
