@@ -9,19 +9,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa.ctf_estimation_evidence import Evidence, evidence
-from spa.ctf_estimation_model import (
-    PEDESTAL,
-    Basis,
-    Parameters,
-    RingFit,
-    Wave,
-    basis,
-    deviance_by_ring,
-    flattened,
-    information,
-    refine,
-    ring_phase,
-)
+from spa.ctf_estimation_left_out import LeftOut, left_out
+from spa.ctf_estimation_levels import Basis, basis
+from spa.ctf_estimation_model import PEDESTAL, Parameters, Wave, flattened, ring_phase
+from spa.ctf_estimation_refine import RingFit, deviance_by_ring, information, refine
 from spa.ctf_estimation_rings import Rings, Whole, drift, figure_of_merit, ice_ring, rings, whole, without_ice
 from spa.ctf_estimation_search import Candidate, Range, Table, posterior, search
 from spa.ctf_estimation_spectrum import Spectrum, Tiles, tile_powers
@@ -37,6 +28,7 @@ _PHASE_MARGIN = math.radians(10.0)
 _BROAD, _WORTH_IT = 60.0, 12.0
 _FAINT_RINGS, _LONG_LAG = 1 / 6.0, 0.19
 _SAME, _AT_END = 300.0, 30.0
+_TELLING = 25.0
 
 
 @dataclass(frozen=True)
@@ -54,6 +46,16 @@ class Settings:
     defocus_step: float = 500.0
     astigmatism: float = 500.0
     phases: tuple[float, float, float] | None = None
+
+    @property
+    def also(self) -> tuple[str, ...]:
+        """What is fitted besides defocus and astigmatism."""
+        return ("phase_shift",) if self.phases is not None else ()
+
+    @property
+    def restraint(self) -> float:
+        """Weight of the squared half difference of the defoci: their normal prior, per dispersion of the data."""
+        return 1 / (0.5 * self.astigmatism) ** 2
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,7 @@ class CtfEstimate:
     figure_of_merit : correlation of spectrum and rings.
     ice_ring, drift : see `spa.ctf_estimation_rings`.
     evidence : what each ring by itself says for the fit.
+    left_out : what a phase shift, where none was fitted, or another spherical aberration would say for it.
     rings, whole : curves for pictures and the fit over all frequencies.
     """
 
@@ -95,6 +98,7 @@ class CtfEstimate:
     ice_ring: float
     drift: float
     evidence: Evidence
+    left_out: LeftOut
     rings: Rings
     whole: Whole
     parameters: Parameters
@@ -157,7 +161,7 @@ def estimate(spectrum: Spectrum, wave: Wave, settings: Settings) -> CtfEstimate:
     gains = [float(without.sum() - fit.penalty) / (2 * dispersion) for fit in fits]
     by_ring = (without - deviance_by_ring(flat, wave, shape, best)) / (2 * dispersion)
     other = [g for g, fit in zip(gains, fits, strict=True) if _differs(fit.parameters, best.parameters)]
-    error, phase_error = _errors(flat, wave, best, settings, dispersion)
+    error, phase_error = _errors(flat, wave, shape, best, settings, dispersion)
     parameters = replace(best.parameters, phase_shift=_within_range(best.parameters.phase_shift, settings))
     if error > _BROAD and settings.phases is None:
         mean, covariance = posterior(table, parameters, dispersion, 0.5 * settings.astigmatism)
@@ -183,6 +187,7 @@ def estimate(spectrum: Spectrum, wave: Wave, settings: Settings) -> CtfEstimate:
         ice_ring=ice_ring(spectrum),
         drift=drift(fitted),
         evidence=evidence(fitted, curves, wave, parameters, high, averages),
+        left_out=_left_out(flat, wave, shape, best, gains[0], settings, dispersion),
         rings=curves,
         whole=fitted,
         parameters=parameters,
@@ -215,15 +220,23 @@ def _refined(
     flat: Spectrum, wave: Wave, shape: Basis, candidates: list[Candidate], settings: Settings
 ) -> tuple[list[RingFit], float]:
     """The promising candidates refined, best first, and the dispersion of the data about the best."""
-    with_phase = settings.phases is not None
+    also = settings.also
     promising = [c for c in candidates if c.gain > _HOPELESS * candidates[0].gain]
-    per_square = 1 / (0.5 * settings.astigmatism) ** 2
-    restraint = _DISPERSION_OF_NOISE * per_square
-    fits = [refine(flat, wave, shape, c.parameters, with_phase, restraint) for c in promising]
+    restraint = _DISPERSION_OF_NOISE * settings.restraint
+    fits = [refine(flat, wave, shape, c.parameters, also, restraint) for c in promising]
     fits.sort(key=lambda fit: fit.penalty)
     dispersion = _dispersion(flat, wave, fits[0])
-    fits[0] = refine(flat, wave, shape, fits[0].parameters, with_phase, dispersion * per_square)
+    fits[0] = refine(flat, wave, shape, fits[0].parameters, also, dispersion * settings.restraint)
     return fits, dispersion
+
+
+def _left_out(
+    flat: Spectrum, wave: Wave, shape: Basis, fit: RingFit, gain: float, settings: Settings, dispersion: float
+) -> LeftOut:
+    """What the fit left out; nothing where a phase shift was fitted, or rings are too weak to tell."""
+    if settings.phases is not None or gain < _TELLING:
+        return LeftOut()
+    return left_out(flat, wave, shape, fit, dispersion * settings.restraint, dispersion)
 
 
 def _without_one_ring(flat: Spectrum, wave: Wave, parameters: Parameters, gain: NDArray[np.float64]) -> float:
@@ -256,7 +269,7 @@ def _dispersion(flat: Spectrum, wave: Wave, fit: RingFit) -> float:
     in the spectrum, the correlation of its pixels and what the model leaves unexplained are all in it.
     """
     xp = xp_of(flat.power)
-    level, depth = (xp.asarray(v, dtype=np.float32)[flat.ring] for v in (fit.level, fit.depth))
+    level, depth = (xp.asarray(v, dtype=np.float32)[flat.ring] for v in (fit.levels.level, fit.levels.depth))
     residual = flat.weight * (flat.power / (level - depth * xp.cos(ring_phase(flat, wave, fit.parameters))) - 1)
     turns = xp.arctan2(flat.sin2, flat.cos2) / (2 * np.pi) % 1
     sector = xp.minimum((turns * _BLOCK_SECTORS).astype(np.int32), _BLOCK_SECTORS - 1)
@@ -267,10 +280,11 @@ def _dispersion(flat: Spectrum, wave: Wave, fit: RingFit) -> float:
     return float(np.median(sums[used] ** 2 / count[used]) / _MEDIAN_CHI2)
 
 
-def _errors(flat: Spectrum, wave: Wave, fit: RingFit, settings: Settings, dispersion: float) -> tuple[float, float]:
+def _errors(
+    flat: Spectrum, wave: Wave, shape: Basis, fit: RingFit, settings: Settings, dispersion: float
+) -> tuple[float, float]:
     """Standard deviations of the defocus along its worst direction (Angstrom) and of the phase shift (degrees)."""
-    restraint = dispersion / (0.5 * settings.astigmatism) ** 2
-    normal, _ = information(flat, wave, fit, settings.phases is not None, restraint)
+    normal, _ = information(flat, wave, shape, fit, settings.also, dispersion * settings.restraint)
     covariance = np.asarray(dispersion * np.linalg.pinv(normal), dtype=np.float64)
     phase = math.degrees(math.sqrt(covariance[3, 3])) if settings.phases is not None else 0.0
     return _worst(covariance[:3, :3]), phase

@@ -10,20 +10,21 @@ from numpy.typing import NDArray
 from spa.ctf_estimation import CtfEstimate
 from spa.kernels.backend import Array, to_host
 
-TRUSTED = 0.9
+TRUSTED = 0.8
 """A fit with at least this probability, and nothing else against it, is trusted."""
 
 DOUBTFUL = 0.5
 """The most that a fit with something against it is given."""
 
-_INTERCEPT, _PER_LOG_GAIN, _PER_ERROR, _PER_LEAD = -8.04, 2.79, -0.00167, 0.0854
+_INTERCEPT, _PER_LOG_GAIN, _PER_ERROR, _PER_LEAD = -3.01, 1.53, -0.00606, 0.0491
 _ERROR_LIMIT, _LEAD_LIMIT = 400.0, 30.0
 _DEFOCUS_ERROR = 180.0
 _SUPPORT, _OF_ONE_RING = 0.2, 0.1
-_SEEN_DEPTH, _RINGS_IN_ROW = 2.0, 3
+_SEEN_DEPTH, _RINGS_IN_ROW = 1.8, 3
 _CLEARLY_OFF = 2.5
 _DRIFT = 0.35
-_PHASE_ERROR = 3.0
+_PHASE_ERROR = 1.5
+_FAR_BETTER, _LEAST_PHASE, _LEAST_SPHERICAL, _MOST_SPHERICAL = 12.0, 8.0, 0.8, 20.0
 _UNEVEN_SHARE, _UNEVEN_CONTRAST, _UNEVEN_PART = 0.82, 0.2, 0.15
 _BLOCKS = 32
 
@@ -67,16 +68,33 @@ def _rings_off(found: CtfEstimate) -> bool:
     return bool((off[1:] & off[:-1]).any())
 
 
+def _left_out(found: CtfEstimate) -> str:
+    """What the rings fit far better with: "phase_shift", "spherical", or "" for neither.
+
+    Notes: amplitude contrast and magnification are never exact, so that a few degrees and some tenths of a millimetre
+    do not count; no voltage is so wrong that it looks like 20 mm.
+    """
+    left = found.left_out
+    phase = left.phase_gain > _FAR_BETTER and abs(left.phase_shift) > _LEAST_PHASE
+    spherical = left.spherical_gain > _FAR_BETTER and _LEAST_SPHERICAL < abs(left.spherical) < _MOST_SPHERICAL
+    if phase and (left.phase_gain > left.spherical_gain or not spherical):
+        return "phase_shift"
+    return "spherical" if spherical else ""
+
+
 def problems(found: CtfEstimate, uneven: float) -> list[str]:
     """What speaks against a fit, one word each; none for a fit to be trusted.
 
     `uneven` is that of `uneven_part`.
     """
+    left = _left_out(found)
     checks = {
         "rings_too_weak": confidence(found) < TRUSTED and not _one_ring(found),
         "one_ring_only": _one_ring(found),
         "too_few_rings": _too_few_rings(found) and not _one_ring(found),
-        "rings_do_not_fit": _rings_off(found),
+        "rings_do_not_fit": _rings_off(found) and not left,
+        "phase_shift_left_out": left == "phase_shift",
+        "wrong_voltage_or_cs": left == "spherical",
         "defocus_uncertain": found.defocus_error > _DEFOCUS_ERROR,
         "phase_shift_uncertain": found.phase_error > _PHASE_ERROR,
         "defocus_at_limit": found.at_limit,

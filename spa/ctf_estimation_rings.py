@@ -7,22 +7,15 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from spa.ctf_estimation_model import (
-    PEDESTAL,
-    Parameters,
-    Wave,
-    basis,
-    fit_levels,
-    flattened,
-    ring_phase,
-)
+from spa.ctf_estimation_levels import basis, fit_levels
+from spa.ctf_estimation_model import PEDESTAL, Parameters, Wave, flattened, ring_phase
 from spa.ctf_estimation_spectrum import Spectrum
 from spa.kernels.backend import Array, to_host, xp_of
 
 SEEN = 0.5
 """Rings count as seen up to where the correlation of data and fit falls below this."""
 
-_N_LEVEL, _N_DEPTH = 14, 12
+_N_NOISE, _N_DEPTH = 14, 12
 _FAINT = 0.15
 _FIRST_RING = 10.0
 _SECTORS = 60
@@ -78,10 +71,10 @@ def whole(spectrum: Spectrum, wave: Wave, parameters: Parameters, low: float) ->
     flat, mean = flattened(part)
     xp = xp_of(part.power)
     ring_cos = xp.cos(ring_phase(part, wave, parameters))
-    level, depth = fit_levels(flat, ring_cos, basis(flat, _N_LEVEL, _N_DEPTH))
-    level = np.maximum(level - PEDESTAL, PEDESTAL / 5)
+    levels = fit_levels(flat, ring_cos, basis(flat, _N_NOISE, _N_DEPTH))
+    level = np.maximum(levels.level - PEDESTAL, PEDESTAL / 5)
     relative = part.power / xp.asarray(level * mean, dtype=np.float32)[part.ring] - 1
-    return Whole(part, relative, ring_cos, level * mean, np.minimum(depth / level, 1.0))
+    return Whole(part, relative, ring_cos, level * mean, np.minimum(levels.depth / level, 1.0))
 
 
 def rings(fitted: Whole, wave: Wave, parameters: Parameters) -> Rings:
@@ -140,16 +133,20 @@ def _ring_correlation(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Correlation in windows that hold one ring and a half at each place, and its noise (two deviations)."""
     n = len(along)
-    out, noise = np.zeros(n), np.ones(n)
     turns = np.abs(np.gradient(phase)) / np.pi
-    for i in range(n):
-        half = int(np.clip(0.5 * _WINDOW_RINGS / max(turns[i], 1e-6), 6, n))
-        window = slice(max(0, i - half), min(n, i + half + 1))
-        a, b = along[window] - along[window].mean(), pattern[window] - pattern[window].mean()
-        scale = np.sqrt((a * a).sum() * (b * b).sum())
-        out[i] = (a * b).sum() / scale if scale > 0 else 0.0
-        noise[i] = min(1.0, 2 / np.sqrt(max(len(a) - 1, 1)))
-    return out, noise
+    half = np.clip(0.5 * _WINDOW_RINGS / np.maximum(turns, 1e-6), 6, n).astype(np.int64)
+    first, last = np.maximum(np.arange(n) - half, 0), np.minimum(np.arange(n) + half + 1, n)
+    count = last - first
+
+    def mean(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        total = np.concatenate([[0.0], np.cumsum(values)])
+        return np.asarray((total[last] - total[first]) / count)
+
+    a, b = along - along.mean(), pattern - pattern.mean()
+    covariance = mean(a * b) - mean(a) * mean(b)
+    variances = (mean(a * a) - mean(a) ** 2) * (mean(b * b) - mean(b) ** 2)
+    correlation = covariance / np.sqrt(np.maximum(variances, 1e-30))
+    return correlation, np.minimum(1.0, 2 / np.sqrt(np.maximum(count - 1, 1)))
 
 
 def _seen(frequency: NDArray[np.float64], correlation: NDArray[np.float64]) -> float:
@@ -224,22 +221,22 @@ def drift(fitted: Whole) -> float:
 def diagnostic(fitted: Whole) -> NDArray[np.float32]:
     """The spectrum in the right half, the fit in the left one: float32 (box, box), origin at box // 2, 0 to 1.
 
-    Power over its mean level, divided by the depth of the rings as long as they stand out, as grey around 0.5;
-    averaged over some degrees of azimuth, without which faint rings drown in speckle.
+    Power over its mean level, divided by the depth of the rings as long as they stand out and by the speckle beyond,
+    as grey around 0.5; averaged over some degrees of azimuth, without which faint rings drown in speckle.
     """
     spectrum = fitted.spectrum
     xp = xp_of(spectrum.power)
     box, n = spectrum.box_size, spectrum.n_rings
-    depth = np.maximum(fitted.depth, max(_FAINT * float(fitted.depth.max()), 0.02))
-    scale = xp.asarray(depth, dtype=np.float32)[spectrum.ring]
+    depth = xp.asarray(np.maximum(fitted.depth, max(_FAINT * float(fitted.depth.max()), 0.02)))
     radius = xp.sqrt(spectrum.s2) * spectrum.extent
     azimuth = xp.arctan2(spectrum.sin2, spectrum.cos2) / 2
     index = xp.floor((azimuth / np.pi % 1) * _SECTORS).astype(np.int32) % _SECTORS * n + spectrum.ring
     data, used = (
         _spread(xp.bincount(index, weights=v, minlength=_SECTORS * n).reshape(_SECTORS, n))
-        for v in (spectrum.weight * fitted.relative / scale, spectrum.weight)
+        for v in (spectrum.weight * fitted.relative, spectrum.weight)
     )
-    shown = (data / xp.maximum(used, 1e-3)).ravel()[index]
+    mean = data / xp.maximum(used, 1e-3)
+    shown = (mean / xp.maximum(depth, xp.sqrt((mean**2).mean(axis=0)))).ravel()[index]
     kx, ky = xp.rint(radius * xp.cos(azimuth)).astype(np.int32), xp.rint(radius * xp.sin(azimuth)).astype(np.int32)
     out = xp.full((box, box), 0.5, dtype=np.float32)
     out[box // 2 + ky, box // 2 + kx] = xp.clip(0.5 + 0.35 * shown, 0, 1)

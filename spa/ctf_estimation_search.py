@@ -25,6 +25,7 @@ REACH = 500.0
 
 _DEGREE = 5
 _ANGLES = 12
+_WIDEST = 1.4  # half difference of the defoci that the table reaches, in units of the largest searched
 _DISTINCT = 0.6
 _SEARCH_STEP = 1.0
 
@@ -76,10 +77,11 @@ def posterior(
     standard deviation `spread` (Angstrom) per component.
     """
     middle = min(max(around.defocus, table.inner[0]), table.inner[-1])
+    largest = min(2.8 * spread, _WIDEST * table.half_difference)
     near = np.abs(table.inner - middle) < REACH
     logs, points = [], []
     step = 100.0
-    for half, angle in _astigmatisms(2.8 * spread, step):
+    for half, angle in _astigmatisms(largest, step):
         gain, _ = table.gains(half, angle)
         area = half / _ANGLES if half else step / (8 * _ANGLES)
         logs.append(gain[near] / dispersion - 0.5 * (half / spread) ** 2 + math.log(area / step))
@@ -122,7 +124,7 @@ class Table:
         xp = xp_of(spectrum.power)
         s_max = float(spectrum.s2.max())
         step = min(within.step, _SEARCH_STEP / (2 * np.pi * wave.wavelength * s_max))
-        margin = within.half_difference + 2 * step
+        margin = _WIDEST * within.half_difference + 2 * step
         defoci = np.arange(within.defocus_min - margin, within.defocus_max + margin + step, step)
         inner = defoci[(defoci >= within.defocus_min - step / 2) & (defoci <= within.defocus_max + step / 2)]
         values, count, s2 = _sectors(spectrum)

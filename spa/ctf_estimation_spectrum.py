@@ -6,6 +6,7 @@ A spectrum is a list of Fourier pixels of one half plane, sorted by radius; pixe
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,7 @@ SENSIBLE_PIXEL_SIZE = 1.4
 
 BIN_PER_PIXEL = 2
 _OUTLIER = 3.5
-_TILES_AT_ONCE = 16
+_PIXELS_AT_ONCE = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -65,7 +66,17 @@ class Spectrum:
 
     def sums(self, values: Array) -> Array:
         """Sums of values (n_pixels,) over each radial bin, float64 (n_rings,)."""
-        return xp_of(values).bincount(self.ring, weights=values, minlength=self.n_rings)[: self.n_rings]
+        if not isinstance(values, np.ndarray):
+            return xp_of(values).bincount(self.ring, weights=values, minlength=self.n_rings)[: self.n_rings]
+        # as the pixels are sorted, adding up runs does the same in a fifth of the time
+        out = np.zeros(self.n_rings)
+        out[self.ring[self._runs]] = np.add.reduceat(values, self._runs, dtype=np.float64)
+        return out
+
+    @cached_property
+    def _runs(self) -> NDArray[np.int64]:
+        """Where each radial bin starts."""
+        return np.flatnonzero(np.diff(self.ring, prepend=-1))
 
 
 @dataclass(frozen=True)
@@ -127,8 +138,9 @@ def tile_powers(micrograph: Array, pixel_size: float, box_size: int) -> Tiles:
     pixels = half_plane(box, box // 2 - 1)
     rows, columns = xp.asarray(pixels.ky % size), xp.asarray(pixels.kx)
     power = xp.empty((len(corners), len(pixels)), dtype=np.float32)
-    for first in range(0, len(corners), _TILES_AT_ONCE):
-        part = corners[first : first + _TILES_AT_ONCE]
+    at_once = max(1, _PIXELS_AT_ONCE // size**2)
+    for first in range(0, len(corners), at_once):
+        part = corners[first : first + at_once]
         tiles = xp.stack([micrograph[y : y + size, x : x + size] * scale for y, x in part])
         tiles = (tiles - tiles.mean(axis=(1, 2), keepdims=True)) * window
         ft = fft_of(tiles).rfft2(tiles, **fft_workers(tiles))[:, rows, columns]

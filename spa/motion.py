@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa.kernels.backend import Array, fft_of, fft_workers, to_host, to_like, xp_of
-from spa.motion_fourier import crop_transform, moved, signal_weights, weights, whitened, working_shape
+from spa.motion_fourier import crop_transform, moved, weights, whitened, working_shape
 from spa.motion_steps import newton_steps, slopes, smooth
+from spa.motion_weights import Filter, bfactor_filter, faded, ring_sums, signal_filter
 
 LEVELS = (16.0, 4.0, 1.0)
 """Multiples of the B-factor, from the widest peak, which finds large shifts, to the sharpest."""
@@ -62,7 +63,7 @@ def align_frames(
     -----
     Peaks of the correlation maps are searched for with wide filters first. Then the shifts climb the sum of the
     correlations by Newton steps, whose errors follow from the noise of the gradient; in the end with weights that
-    follow from the signal and noise of the aligned frames, where the filter's weight is not zero. Frames are tied
+    follow from the signal and noise of the aligned frames, among which damage tells. Frames are tied
     to their neighbours in time by second differences, whose size is estimated from the shifts and their errors:
     what is well measured is hardly changed by that, what a weak frame says is replaced by what its neighbours say.
     """
@@ -79,8 +80,8 @@ def align_frames(
         return Track(np.zeros((n_frames, 2)), np.full((n_frames, 2), np.inf), False)
     scale = np.array([full_shape[1] / shape[1], full_shape[0] / shape[0]])
     frames = whitened(transforms.copy(), shape)
-    weight = to_like(weights(shape, full_shape, bfactor), frames)
-    shifts, errors = _refine(frames, weight, shape, shifts / scale)
+    products = bfactor_filter(n_frames, shape, full_shape, bfactor)
+    shifts, errors = _refine(frames, products, shape, shifts / scale)
     return Track((shifts - shifts[0]) * scale, errors * scale, True)
 
 
@@ -158,16 +159,16 @@ def _peak(correlation: Array, radius: Floats) -> Floats:
     return np.array([*place, top / max(noise, 1e-30)])
 
 
-def _refine(frames: Array, weight: Array, shape: tuple[int, int], shifts: Floats) -> tuple[Floats, Floats]:
+def _refine(frames: Array, products: Filter, shape: tuple[int, int], shifts: Floats) -> tuple[Floats, Floats]:
     """Shifts (n, 2) at the top of the correlation with the sum of the others, and their errors."""
     errors = np.full_like(shifts, np.inf)
-    allowed = weight > 0
     for turn in range(_REFINEMENTS):
         placed = moved(frames, shape, shifts)
         if turn >= _FILTERED:
-            weight = to_like(signal_weights(placed, shape), frames) * allowed
-        gradient, curvature, spread = slopes(placed, weight, shape)
-        steps, errors = newton_steps(gradient, curvature, spread)
+            products = signal_filter(ring_sums(placed, shape, products.amplitudes), products, shape)
+        placed = faded(placed, shape, products.amplitudes)
+        found = slopes(placed, to_like(products.weight, frames), shape)
+        steps, errors = newton_steps(*found, products.information)
         new, errors = smooth(shifts + steps, errors)
         new -= new.mean(axis=0)
         change = float(np.abs(new - shifts).max())

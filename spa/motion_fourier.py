@@ -6,6 +6,7 @@ Transforms are unnormalised rfft2 of (rows, columns), origin at pixel 0.
 from __future__ import annotations
 
 import math
+from functools import lru_cache
 
 import numpy as np
 from numpy.typing import NDArray
@@ -13,8 +14,6 @@ from numpy.typing import NDArray
 from spa.kernels.backend import Array, to_host, xp_of
 
 _LOWEST_WEIGHT = 1e-4  # where the filter leaves less than this, nothing is kept of a transform
-
-_SMOOTH_RINGS = 5
 
 Floats = NDArray[np.float64]
 
@@ -99,30 +98,11 @@ def whitened(ft: Array, shape: tuple[int, int]) -> Array:
     return ft
 
 
+@lru_cache(maxsize=4)
 def rings(shape: tuple[int, int]) -> NDArray[np.int64]:
-    """Number of the ring of one frequency, (rows, columns // 2 + 1)."""
+    """Number of the ring of each frequency, (rows, columns // 2 + 1), not to be written to."""
     fy = np.fft.fftfreq(shape[0]) * shape[0]
     fx = np.arange(shape[1] // 2 + 1) * (shape[0] / shape[1])
-    return np.asarray(np.rint(np.hypot(fy[:, None], fx)), dtype=np.int64)
-
-
-def signal_weights(placed: Array, shape: tuple[int, int]) -> NDArray[np.float32]:
-    """Weights S / ((n S + N)(S + N)) of n aligned frames, (rows, columns // 2 + 1), at most 1.
-
-    S and N are signal and noise per ring, from the power of the sum of the frames and that of each.
-
-    Notes: these give the gradient of a correlation with the sum of the others the least noise for its signal.
-    """
-    xp, ring, n = xp_of(placed), rings(shape).ravel(), len(placed)
-    total = to_host(xp.abs(placed.sum(axis=0)) ** 2).ravel()
-    each = np.zeros(ring.size)
-    for frame in placed:
-        each += to_host(xp.abs(frame) ** 2).ravel()
-    counts = np.maximum(np.bincount(ring), 1)
-    together, apart = np.bincount(ring, total) / counts, np.bincount(ring, each) / counts
-    width = np.ones(_SMOOTH_RINGS)
-    smoothed = [np.convolve(a, width, "same") / np.convolve(np.ones(len(a)), width, "same") for a in (together, apart)]
-    signal = np.maximum((smoothed[0] - smoothed[1]) / (n * (n - 1)), 0)
-    noise = np.maximum(smoothed[1] / n - signal, 1e-6 * smoothed[1].max() / n)
-    best = signal / ((n * signal + noise) * (signal + noise))
-    return np.asarray((best / max(float(best.max()), 1e-30))[ring].reshape(placed.shape[1:]), dtype=np.float32)
+    ring: NDArray[np.int64] = np.rint(np.hypot(fy[:, None], fx)).astype(np.int64)
+    ring.flags.writeable = False
+    return ring

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from spa.motion_steps import beyond_noise
+
 N_COEFFICIENTS = 18
 N_TIMES, N_PLACES = 3, 6
 
@@ -74,10 +76,9 @@ def fit_model(places: Floats, measured: Floats, errors: Floats) -> LocalModel:
     Notes
     -----
     Weighted least squares with Huber's weights against outlying patches, and a wide prior around no motion,
-    which keeps terms small that the data do not determine. All are then shrunk by 1 - 36 / chi^2 (James & Stein
-    1961), chi^2 what the model explains in units of the errors: noise alone makes that 36. The constant of each
-    patch is left free: the first frame is as noisy as any other, and a constant only moves the image of a patch
-    without blurring it.
+    which keeps terms small that the data do not determine. All are then shrunk (`beyond_noise`) by what the model
+    explains in units of the errors. The constant of each patch is left free: the first frame is as noisy as any
+    other, and a constant only moves the image of a patch without blurring it.
     """
     n_patches, n_frames, _ = measured.shape
     last = max(n_frames - 1, 1)
@@ -90,7 +91,7 @@ def fit_model(places: Floats, measured: Floats, errors: Floats) -> LocalModel:
         solution, explained = _robust_fit(design, measured[..., axis], weight)
         coefficients[axis] = solution * to_frames
         evidence += explained
-    return LocalModel(coefficients * max(0.0, 1 - coefficients.size / max(evidence, 1e-30)))
+    return LocalModel(coefficients * beyond_noise(evidence, coefficients.size))
 
 
 def _robust_fit(design: Floats, values: Floats, weight: Floats) -> tuple[Floats, float]:

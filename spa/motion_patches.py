@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
-from spa.kernels.backend import Array, fft_of, fft_workers, to_like
+from spa.kernels.backend import Array, to_like
 from spa.motion import Track
-from spa.motion_fourier import moved, weights, whitened
-from spa.motion_model import N_COEFFICIENTS, LocalModel, fit_model
-from spa.motion_steps import newton_steps, slopes, smooth
+from spa.motion_fourier import moved
+from spa.motion_model import LocalModel, fit_model
+from spa.motion_steps import beyond_noise, newton_steps, slopes, smooth
+from spa.motion_weights import Filter, RingSums, bfactor_filter, faded, ring_sums, signal_filter
+from spa.motion_windows import windows
 
-_LEVELS = (4.0, 1.0)  # multiples of the B-factor
+_LEVELS = (4.0, 1.0)  # multiples of the B-factor, before the weights come from the frames
 _ROUNDS = 8
 _TOLERANCE = 0.04  # pixels of the cropped frame
 _CURVED = 3.0  # curvature of the correlation over its noise
-_TAPER = 0.1  # of a patch's width, at each side
 
 Floats = NDArray[np.float64]
 
@@ -40,112 +42,100 @@ class Patches:
     model: LocalModel | None
 
 
-def align_patches(images: Array, full_shape: tuple[int, int], n_patches: tuple[int, int], bfactor: float) -> Patches:
-    """Follow patches of aligned frames and fit the smooth model of local motion.
+def align_patches(
+    images: Array, track: Track, full_shape: tuple[int, int], n_patches: tuple[int, int], bfactor: float
+) -> tuple[Track, Patches]:
+    """Follow patches of aligned frames: shifts of whole frames, corrected if need be, and patches around them.
 
     Parameters
     ----------
-    images : (n_frames, rows, columns) float32, frames of the working shape with the whole-frame shifts applied.
+    images : (n_frames, rows, columns) float32, frames of the working shape with the shifts of `track` applied.
+    track : shifts of whole frames.
     full_shape : (rows, columns) of the unbinned frame.
     n_patches : along x and y.
     bfactor : as in `align_frames`.
 
     Notes
     -----
-    The patches of all frames climb their correlations together, by Newton steps from the model of the step before:
-    a patch so weak that it has no peak of its own still adds its slope, weighted by its curvature and noise.
-    Errors grow as patches shrink; where the curvature of all of them together does not stand out of its noise,
-    there is no model.
+    The patches of all frames climb their correlations together, by Newton steps from the shifts and the model of the
+    step before: a patch so weak that it has no peak of its own still adds its slope, weighted by its curvature and
+    noise. Products are filtered with the B-factor first, then with weights from the frames themselves, those of all
+    patches together. The model is left with no mean over the field. What the patches of a frame have in common moves
+    the whole frames as far as it is beyond noise (`beyond_noise`), as it is where strong local motion misled them.
+    Where the curvature of all patches together does not stand out of its noise, there is no model.
     """
     n_frames, rows, columns = images.shape
-    windows = _windows((rows, columns), n_patches)
-    centres = np.array([[(w[1].start + w[1].stop - 1) / 2, (w[0].start + w[0].stop - 1) / 2] for w in windows])
-    scale = np.array([full_shape[1] / columns, full_shape[0] / rows])
+    cut = windows((rows, columns), n_patches)
+    shape, scale = cut[0].shape, np.array([full_shape[1] / columns, full_shape[0] / rows])
+    full = (round(shape[0] * scale[1]), round(shape[1] * scale[0]))
+    centres = np.array([window.centre for window in cut])
     places = centres / (columns, rows) - 0.5
-    measured = np.zeros((len(windows), n_frames, 2))
-    errors = np.full_like(measured, np.inf)
-    model, frame_numbers = LocalModel(np.zeros((2, N_COEFFICIENTS))), np.arange(n_frames, dtype=np.float64)
-    transforms = [_patch_transforms(images, window) for window in windows]
-    patch_full = (full_shape[0] / rows, full_shape[1] / columns)
-    for level in _LEVELS:
-        for _ in range(_ROUNDS):
-            before = np.swapaxes(model.at(frame_numbers, places), 0, 1) / scale
-            found = []
-            for window, frames, shifts in zip(windows, transforms, before, strict=True):
-                shape = (window[0].stop - window[0].start, window[1].stop - window[1].start)
-                full = (round(shape[0] * patch_full[0]), round(shape[1] * patch_full[1]))
-                weight = to_like(weights(shape, full, bfactor * level), frames)
-                found.append(slopes(moved(frames, shape, shifts), weight, shape))
-            gradient, curvature, noise = (np.stack(part) for part in zip(*found, strict=True))
-            if not _stands_out(curvature, noise):
-                return Patches(centres * scale, measured, errors, measured, None)
-            steps, errors = newton_steps(gradient, curvature, noise)
-            measured = before + steps
-            model = fit_model(places, measured * scale, errors * scale)
-            fitted = np.swapaxes(model.at(frame_numbers, places), 0, 1)
-            if np.abs(fitted / scale - before).max() < _TOLERANCE:
+    nothing = np.zeros((len(cut), n_frames, 2))
+    unknown = Patches(centres * scale, nothing, np.full_like(nothing, np.inf), nothing, None)
+    transforms = [window.transforms(images) for window in cut]
+    whole, patches = track, unknown
+    for level in (*_LEVELS, None):
+        products = bfactor_filter(n_frames, shape, full, bfactor * (level or 1.0))
+        for turn in range(_ROUNDS):
+            before = whole.shifts + patches.fitted
+            found, sums = _all_slopes(transforms, shape, (before - track.shifts) / scale, products, level is None)
+            if not _stands_out(*found[1:]):
+                return track, unknown
+            whole, patches = _step(track, whole, patches, found, products.information, scale, places)
+            if level is not None or turn == 0:
+                whole = track  # only the best weights move whole frames
+            if sums is not None:
+                products = signal_filter(sums, products, shape)
+            change = np.abs(whole.shifts + patches.fitted - before).max() / scale.min()
+            if change < _TOLERANCE and (turn > 1 or level is not None):
                 break
-    return Patches(centres * scale, measured * scale, errors * scale, fitted, model)
+    return whole, patches
 
 
-def joined(track: Track, patches: Patches) -> tuple[Track, Patches]:
-    """Whole-frame shifts that are the mean over the field, and the patches around them.
+def _all_slopes(
+    transforms: Sequence[Array], shape: tuple[int, int], shifts: Floats, products: Filter, with_sums: bool
+) -> tuple[tuple[Floats, Floats, Floats], RingSums | None]:
+    """What `slopes` gives for patches moved by shifts (n_patches, n_frames, 2), stacked, and sums over their rings."""
+    found, sums = [], None
+    weight = to_like(products.weight, transforms[0])
+    for frames, shift in zip(transforms, shifts, strict=True):
+        placed = moved(frames, shape, shift)
+        if with_sums:
+            here = ring_sums(placed, shape, products.amplitudes)
+            sums = here if sums is None else sums + here
+        found.append(slopes(faded(placed, shape, products.amplitudes), weight, shape))
+    gradient, curvature, noise = (np.stack(part) for part in zip(*found, strict=True))
+    return (gradient, curvature, noise), sums
 
-    The mean that the model has over the field goes to the whole frames, and so does what the patches of a frame
-    have in common beyond it: a polynomial does not follow jumps between frames. What is applied to a place is the
-    sum of both, as before.
-    """
-    if patches.model is None:
-        return track, patches
-    n_frames = len(track.shifts)
-    frames = np.arange(n_frames, dtype=np.float64)
-    whole = track.shifts + patches.model.field_mean(frames)
-    rest = patches.measured - patches.fitted
-    precision = np.where(np.isfinite(patches.errors), 1 / np.maximum(patches.errors, 1e-6) ** 2, 0.0)
-    total = precision.sum(axis=0)
-    jumps = (precision * rest).sum(axis=0) / np.maximum(total, 1e-30)
-    errors = np.where(total > 0, 1 / np.sqrt(np.maximum(total, 1e-30)), np.inf)
-    jumps, errors = smooth(jumps, errors)
-    whole += jumps
-    change = whole - whole[0] - track.shifts
-    model = patches.model.around_field_mean()
-    fitted = patches.fitted - patches.model.field_mean(frames)
-    around = replace(patches, measured=patches.measured - change, fitted=fitted, model=model)
-    return Track(track.shifts + change, errors, True), around
+
+def _step(
+    track: Track,
+    whole: Track,
+    patches: Patches,
+    found: tuple[Floats, Floats, Floats],
+    information: Floats,
+    scale: Floats,
+    places: Floats,
+) -> tuple[Track, Patches]:
+    """The next whole-frame shifts and patches from slopes at the last ones; places (n_patches, 2) from -0.5 to 0.5."""
+    steps, errors = newton_steps(*found, information)
+    measured = whole.shifts + patches.fitted + steps * scale
+    gradient, curvature, noise = (part.sum(axis=0) for part in found)
+    common, uncertainty = newton_steps(gradient, curvature, noise, information)
+    path, _ = smooth(whole.shifts + common * scale, uncertainty * scale)
+    model = fit_model(places, measured - path, errors * scale)
+    numbers = np.arange(len(path), dtype=np.float64)
+    change = path + model.field_mean(numbers) - track.shifts
+    evidence = ((change - change.mean(axis=0)) / (uncertainty * scale)) ** 2
+    path = track.shifts + beyond_noise(float(evidence.sum()), change.size) * (change - change[0])
+    model = model.around_field_mean()
+    fitted = np.swapaxes(model.at(numbers, places), 0, 1)
+    return replace(track, shifts=path), replace(
+        patches, measured=measured - path, errors=errors * scale, fitted=fitted, model=model
+    )
 
 
 def _stands_out(curvature: Floats, noise: Floats) -> bool:
     """Whether the curvature of all frames and patches is beyond its noise, along both axes."""
     total = curvature.sum(axis=(0, 1))
     return bool((total > _CURVED * np.sqrt(noise[..., 1].sum(axis=(0, 1)))).all())
-
-
-def _windows(shape: tuple[int, int], n_patches: tuple[int, int]) -> list[tuple[slice, slice]]:
-    """Even-sized windows (rows, columns) that share a frame out into patches, row by row."""
-    windows = []
-    for row in range(n_patches[1]):
-        for column in range(n_patches[0]):
-            spans = []
-            for n, size, at in ((n_patches[1], shape[0], row), (n_patches[0], shape[1], column)):
-                start, stop = at * size // n, (at + 1) * size // n
-                spans.append(slice(start, stop - (stop - start) % 2))
-            windows.append((spans[0], spans[1]))
-    return windows
-
-
-def _patch_transforms(images: Array, window: tuple[slice, slice]) -> Array:
-    """Whitened transforms (n_frames, rows, columns // 2 + 1) of a patch, its edges brought to its mean."""
-    patches = images[:, window[0], window[1]]
-    patches = patches - patches.mean(axis=(1, 2), keepdims=True)
-    shape = patches.shape[1:]
-    for axis, size in enumerate(shape):
-        taper = to_like(_taper(size), patches)
-        patches *= taper[:, None] if axis == 0 else taper
-    return whitened(fft_of(patches).rfft2(patches, **fft_workers(patches)), shape)
-
-
-def _taper(size: int) -> NDArray[np.float32]:
-    """1 inside, falling to 0 as a raised cosine over the edges."""
-    edge = max(1, round(size * _TAPER))
-    distance = np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5)
-    return np.asarray(0.5 - 0.5 * np.cos(np.pi * np.minimum(distance / edge, 1)), dtype=np.float32)

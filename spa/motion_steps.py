@@ -35,14 +35,27 @@ def slopes(placed: Array, weight: Array, shape: tuple[int, int]) -> tuple[Floats
     return gradient, curvature, noise
 
 
-def newton_steps(gradient: Floats, curvature: Floats, noise: Floats) -> tuple[Floats, Floats]:
-    """Newton steps (..., n_frames, 2) and their errors; a step is at most a pixel.
+def _typical_curvature(curvature: Floats, noise: Floats) -> Floats:
+    """Mean over the frames (..., n_frames, 2) of the curvature, (..., 1, 2), and at least its noise.
 
-    The curvature, which is noisy, is that of all frames together; a frame far below it says nothing.
+    Values of many patches (n_patches, n_frames, 2) are drawn towards their mean as far as noise makes them differ.
     """
     mean = curvature.mean(axis=-2, keepdims=True)
-    uncertainty = np.sqrt(noise[..., 1].mean(axis=-2, keepdims=True) / curvature.shape[-2])
-    mean = np.maximum(mean, np.maximum(uncertainty, 1e-30))
+    variance = noise[..., 1].mean(axis=-2, keepdims=True) / curvature.shape[-2]
+    if curvature.ndim == 3:
+        spread = ((mean - mean.mean(axis=0)) ** 2).mean(axis=0)
+        kept = np.maximum(1 - variance.mean(axis=0) / np.maximum(spread, 1e-30), 0)
+        mean = mean.mean(axis=0) + kept * (mean - mean.mean(axis=0))
+    return np.asarray(np.maximum(mean, np.maximum(np.sqrt(variance), 1e-30)))
+
+
+def newton_steps(gradient: Floats, curvature: Floats, noise: Floats, information: Floats) -> tuple[Floats, Floats]:
+    """Newton steps (..., n_frames, 2) and their errors; a step is at most a pixel.
+
+    The curvature, which is noisy, is that of all frames together, shared out by `information` (n_frames,) of mean 1; a
+    frame far below its share says nothing.
+    """
+    mean = _typical_curvature(curvature, noise) * np.maximum(information, 1e-6)[:, None]
     errors = np.sqrt(noise[..., 0]) / mean
     blind = (curvature < mean - _BLIND * np.sqrt(noise[..., 1])) & (curvature < 0.5 * mean)
     return np.clip(gradient / mean, -_LARGEST_STEP, _LARGEST_STEP), np.where(blind | (errors == 0), np.inf, errors)
@@ -78,3 +91,11 @@ def _evidence(values: Floats, covariances: Floats) -> float:
     for value, covariance in zip(values.T, covariances, strict=True):
         total -= 0.5 * float(value @ np.linalg.solve(covariance, value)) + 0.5 * float(np.linalg.slogdet(covariance)[1])
     return total
+
+
+def beyond_noise(evidence: float, count: int) -> float:
+    """Which part, 0 to 1, of `count` values to keep whose squares in units of their errors add up to `evidence`.
+
+    Notes: 1 - count / evidence (James & Stein 1961); noise alone makes that about 0.
+    """
+    return max(0.0, 1 - count / max(evidence, 1e-30))

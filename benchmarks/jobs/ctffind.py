@@ -35,10 +35,13 @@ LEVELS = (
 )
 """--snr and --ice of `spa simulate`."""
 
-PHASE_LEVELS = LEVELS[:3:2]
+PHASE_LEVELS = LEVELS[:3]
 SEED = 4711
 WRONG, GOOD = 300.0, 100.0
 """Angstrom: a fit is wrong beyond the first, good within the second, by the worse of its two defoci."""
+
+PHASE = 3.0
+"""Degrees within which a phase shift is right; a fit with a phase plate is good only then."""
 
 
 def ctffind(folder: Path, star_file: Path, *flags: str) -> tuple[Block, Cost]:
@@ -86,7 +89,8 @@ def real(folder: Path, work: Path) -> str:
 
 def simulated(n: int, work: Path) -> str:
     """Errors by level of signal, and over all that are trusted."""
-    head = ["level", "trusted", "defocus", "worst of U, V", "vector", "phase", "wrong", "good distrusted", "CPU s"]
+    head = ["level", "trusted", "defocus", "worst of U, V", "vector", "phase", "phase off"]
+    head += ["wrong", "good distrusted", "CPU s"]
     rows, parts = [head], []
     for number, (snr, ice) in enumerate((*LEVELS, *PHASE_LEVELS)):
         plate = number >= len(LEVELS)
@@ -99,8 +103,9 @@ def simulated(n: int, work: Path) -> str:
     rows.append(summary("all without phase plate", np.concatenate(parts, axis=1), float("nan"), False))
     return (
         f"{n} micrographs a level; median defocus error, median worse error of U and V, mean error of the astigmatism\n"
-        f"vector (A) and median error of the phase shift (degrees) among the trusted; of these wrong by more than\n"
-        f"{WRONG:g} A; of those right within {GOOD:g} A distrusted; CPU seconds each with start and pictures\n\n"
+        f"vector (A), median error of the phase shift (degrees) and those off by more than {PHASE:g}, among the\n"
+        f"trusted; of these wrong by more than {WRONG:g} A; of those right within {GOOD:g} A distrusted; CPU seconds\n"
+        f"each with start and pictures\n\n"
         f"{report.aligned(rows)}"
     )
 
@@ -128,14 +133,15 @@ def level(folder: Path, n: int, snr: str, ice: str, seed: int, plate: bool) -> t
 def summary(name: str, part: NDArray[np.float64], seconds: float, plate: bool) -> list[str]:
     """One row of the table."""
     trusted = part[0] > 0
-    good = part[2] < GOOD
+    good = (part[2] < GOOD) & (part[4] < PHASE)
     row = [name, f"{trusted.sum()} of {len(trusted)}"]
     if trusted.any():
         defocus, worse, vector, phase = part[1:, trusted]
         row += [f"{np.median(defocus):.1f}", f"{np.median(worse):.1f}", f"{vector.mean():.1f}"]
-        row += [f"{np.median(phase):.2f}" if plate else "-", f"{(worse > WRONG).mean():.1%}"]
+        row += [f"{np.median(phase):.2f}", f"{(phase > PHASE).mean():.1%}"] if plate else ["-", "-"]
+        row.append(f"{(worse > WRONG).mean():.1%}")
     else:
-        row += ["-"] * 5
+        row += ["-"] * 6
     row.append(f"{(good & ~trusted).sum() / good.sum():.1%}" if good.any() else "-")
     return [*row, "-" if np.isnan(seconds) else f"{seconds:.2f}"]
 

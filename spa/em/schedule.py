@@ -34,6 +34,9 @@ RESCUE_SETTLED = 0.05
 """Share of the poses that a global search may move, before convergence, without another iteration to follow."""
 STILL = 0.5
 """Poses that move by less than this share of their accuracy in the median have settled, too."""
+IMPROVING = 0.97
+"""While the expected angular accuracy still falls below this share of the last iteration's, nothing has converged:
+where signal is weak, poses hardly move from one iteration to the next, and the map goes on to improve."""
 MAX_ITERATIONS = 30
 
 
@@ -47,6 +50,7 @@ class Progress:
     at_order : iterations done at this order.
     best_shell : best resolution so far, shells.
     last_change : median angle (degrees) by which poses moved in the last iteration at this order.
+    last_accuracy : expected angular accuracy (degrees) after the last iteration.
     rescue : before the next iteration the poses are searched globally once more, although searches have become local.
     rescued : that has been done.
     final : the next iteration is the last one, to Nyquist, joining the halves.
@@ -58,6 +62,7 @@ class Progress:
     at_order: int = 0
     best_shell: int = 0
     last_change: float = 180.0
+    last_accuracy: float = 999.0
     rescue: bool = False
     rescued: bool = False
     final: bool = False
@@ -168,8 +173,9 @@ class Schedule:
         p.at_order += 1
         step = max(state.accuracy_rotations, healpix.angular_step(p.order))
         calm = median_change > SETTLED * p.last_change or median_change < STILL * state.accuracy_rotations
-        settled = calm and median_change < MOVING * step and p.at_order >= ITERATIONS_PER_ORDER
-        p.last_change = median_change
+        improving = state.accuracy_rotations < IMPROVING * p.last_accuracy
+        settled = calm and not improving and median_change < MOVING * step and p.at_order >= ITERATIONS_PER_ORDER
+        p.last_change, p.last_accuracy = median_change, state.accuracy_rotations
         wanted = self._wanted_order(state.accuracy_rotations)
         if p.order < wanted and (state.iteration == 1 or not grew or p.at_order >= ITERATIONS_PER_ORDER):
             p.order, p.at_order, p.last_change = p.order + 1, 0, 180.0

@@ -9,11 +9,13 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 
 from spa.ctf_estimation import CtfEstimate
 from spa.ctf_estimation_rings import SEEN
 
 _DATA, _FIT, _GOOD, _BAD, _GREY = "#1565c0", "#c0392b", "#2e7d32", "#c0392b", "0.45"
+_NOISE_BINS = 41
 _RESOLUTIONS = (30, 20, 15, 10, 8, 7, 6, 5, 4.5, 4, 3.5, 3, 2.75, 2.5, 2.25, 2, 1.8, 1.6, 1.4, 1.2, 1)
 
 
@@ -38,12 +40,13 @@ def ring_plot(
     highest : last frequency of the fit, 1/Angstrom.
     problems : what speaks against the fit; none for one to be trusted.
     """
-    figure = Figure(figsize=(11.6, 5.2), layout="constrained")
+    figure = Figure(figsize=(11.6, 5.2))
     FigureCanvasAgg(figure)
-    parts: Any = figure.subfigures(1, 2, width_ratios=(1, 1.35))
-    left, right = parts
-    _picture(left.subplots(), estimate, picture, highest)
-    upper, lower = right.subplots(2, 1, sharex=True, height_ratios=(1.5, 1))
+    # places given, since a layout engine draws everything twice
+    _picture(figure.add_axes((0.04, 0.095, 0.364, 0.812)), estimate, picture, highest)
+    lower = figure.add_axes((0.49, 0.095, 0.495, 0.285))
+    upper = figure.add_axes((0.49, 0.41, 0.495, 0.43), sharex=lower)
+    upper.tick_params(labelbottom=False)
     _averages(upper, estimate, highest)
     _correlation(lower, estimate, highest)
     verdict = "trusted" if not problems else f"not to be trusted: {', '.join(problems).replace('_', ' ')}"
@@ -52,7 +55,8 @@ def ring_plot(
 
 
 def overview(table: Overview) -> Figure:
-    """Defocus, astigmatism and resolution over the set in its order, with their histograms; the flagged ones in red."""
+    """Defocus, astigmatism and resolution over the set in its order, with their histograms; the flagged ones in red,
+    triangles for those beyond the panel."""
     figure = Figure(figsize=(10.4, 7.4), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(3, 2, width_ratios=(3.2, 1), sharey="row")
@@ -64,11 +68,14 @@ def overview(table: Overview) -> Figure:
     )
     size = float(np.clip(1500 / max(len(number), 1), 3, 22))
     for (axes, side), (label, values) in zip(panels, rows, strict=True):
-        ceiling = _ceiling(values[table.trusted] if table.trusted.any() else values)
+        ceiling = _ceiling(values, table.trusted)
         shown = np.minimum(values, ceiling)
+        inside = values <= ceiling
         for chosen, colour, marker, what in (
-            (table.trusted, _GOOD, "o", "trusted"),
-            (~table.trusted, _BAD, "x", "flagged"),
+            (table.trusted & inside, _GOOD, "o", "trusted"),
+            (~table.trusted & inside, _BAD, "x", "flagged"),
+            (table.trusted & ~inside, _GOOD, "^", None),
+            (~table.trusted & ~inside, _BAD, "^", None),
         ):
             axes.scatter(number[chosen], shown[chosen], s=size, c=colour, marker=marker, linewidths=1.0, label=what)
         bins = np.linspace(0, ceiling, 31)
@@ -81,8 +88,9 @@ def overview(table: Overview) -> Figure:
         )
         axes.set(ylabel=label, ylim=(0, 1.05 * ceiling))
         axes.grid(alpha=0.25, linewidth=0.5)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        if (values > ceiling).any():
+        for counted in (axes, side):
+            counted.xaxis.get_major_locator().set_params(integer=True)
+        if not inside.all():
             axes.axhline(ceiling, color=_GREY, linewidth=0.6, linestyle=":")
     panels[-1][0].set_xlabel("micrograph")
     panels[-1][1].set_xlabel("micrographs")
@@ -94,9 +102,10 @@ def overview(table: Overview) -> Figure:
     return figure
 
 
-def _ceiling(values: NDArray[np.float64]) -> float:
-    """The largest value, unless it is far beyond most."""
-    return float(1.1 * min(values.max(), 2.5 * np.percentile(values, 90))) or 1.0
+def _ceiling(values: NDArray[np.float64], trusted: NDArray[np.bool_]) -> float:
+    """Somewhat above the largest value, unless it is far beyond most of those to be trusted."""
+    most = values[trusted] if trusted.any() else values
+    return float(1.05 * min(values.max(), 2.5 * np.percentile(most, 90))) or 1.0
 
 
 def _values(estimate: CtfEstimate) -> str:
@@ -148,11 +157,12 @@ def _averages(axes: Any, estimate: CtfEstimate, highest: float) -> None:
 
 
 def _amplitude(estimate: CtfEstimate) -> NDArray[np.float64]:
-    """What the curves are divided by, so that rings fill the panel as long as they stand out at all."""
+    """What the curves are divided by, so that rings fill the panel as long as they stand out, and noise does not."""
     rings, depth = estimate.rings, estimate.whole.depth
     first = round(float(rings.frequency[0]) * 2 * estimate.whole.spectrum.extent)
     own = depth[first : first + len(rings.frequency)]
-    return np.maximum(own, max(0.05 * float(own.max()), 0.01))
+    noise = np.sqrt(uniform_filter1d((rings.along - rings.fit) ** 2, _NOISE_BINS, mode="nearest"))
+    return np.maximum(own, np.maximum(noise, 0.01))
 
 
 def _correlation(axes: Any, estimate: CtfEstimate, highest: float) -> None:

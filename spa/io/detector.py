@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from spa.errors import InputError
 from spa.io.files import existing_file
-from spa.io.movie import EER_SUFFIXES, open_movie
+from spa.io.movie import open_movie
+from spa.io.tiff_pages import EER_SUFFIXES
 
 _EER_GAIN = ".gain"
 
@@ -68,7 +69,7 @@ def gain_for_movie(
             gain = np.divide(mean, gain, out=np.zeros_like(gain), where=gain != 0)
     if gain.shape != shape:
         raise InputError(
-            f"{gain_path}: gain reference of {_size(gain.shape)} pixels for frames of {_size(shape)} in {movie_path}"
+            f"{movie_path}: frames of {_size(shape)} pixels, but gain reference of {_size(gain.shape)} in {gain_path}"
             + (": turned the other way? See --gain_rot" if gain.shape == shape[::-1] else "")
         )
     return gain

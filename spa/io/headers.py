@@ -3,32 +3,30 @@
 from __future__ import annotations
 
 import os
-import struct
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import tifffile
-
 from spa.errors import InputError
 from spa.io import mrc
 from spa.io.files import existing_file
+from spa.io.tiff_pages import EER_SUFFIXES, TIFF_SUFFIXES, tiff_shape
 
-TIFF_SUFFIXES = (".tif", ".tiff", ".eer", ".ecc", ".gain")
+TIFF_LIKE = (*TIFF_SUFFIXES, *EER_SUFFIXES, ".gain")
 
 
 @dataclass(frozen=True)
 class ImageHeader:
     """Rows and columns of an image or of the frames of a movie, in pixels.
 
-    `n_frames` is None where counting would mean reading the whole file (TIFF, EER); `pixel_size` in Angstrom, 0 if
-    the header has none.
+    `n_frames` of an EER movie are those before grouping; `pixel_size` in Angstrom, 0 if the header has none or exactly
+    1, which programs write that do not know it.
     """
 
     rows: int
     columns: int
-    n_frames: int | None
+    n_frames: int
     pixel_size: float
 
     @property
@@ -43,20 +41,16 @@ def image_header(path: str | os.PathLike[str]) -> ImageHeader:
     Raises
     ------
     InputError
-        A file that is missing, empty, no image, or an MRC file whose size is not what its header promises.
+        A file that is missing, empty, truncated or no image.
     """
     path = existing_file(path, "movie or micrograph")
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        found = mrc.info(path)
-        return ImageHeader(found.shape[1], found.shape[2], found.shape[0], found.pixel_size)
-    try:
-        with tifffile.TiffFile(path) as file:
-            shape = file.pages[0].shape
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError, struct.error) as error:
-        raise InputError(f"{path}: expected a TIFF file: {error}") from error
-    if len(shape) != 2:
-        raise InputError(f"{path}: expected grey frames, found frames of shape {' x '.join(map(str, shape))}")
-    return ImageHeader(int(shape[0]), int(shape[1]), None, 0.0)
+    if path.suffix.lower() in TIFF_LIKE:
+        n_frames, rows, columns = tiff_shape(path)
+        return ImageHeader(rows, columns, n_frames, 0.0)
+    found = mrc.info(path)
+    return ImageHeader(
+        found.shape[1], found.shape[2], found.shape[0], 0.0 if found.pixel_size == 1 else found.pixel_size
+    )
 
 
 def odd_ones(headers: Mapping[Path, ImageHeader]) -> dict[Path, str]:

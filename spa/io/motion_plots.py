@@ -90,8 +90,9 @@ def _patch_tracks(axes: Any, picture: MotionPicture) -> None:
         axes.plot(*(centre + factor * seen).T, color="0.75", linewidth=0.7, zorder=1)
         line = _coloured(axes, centre + factor * model, 1.8)
     axes.set(xlim=(0, picture.field[0]), ylim=(0, picture.field[1]), xlabel="x (Å)", ylabel="y (Å)", aspect="equal")
+    axes.xaxis.set_label_coords(0.6, -0.075)
     axes.set_title(f"local motion, {factor:g} times enlarged; grey: measured, mean of {_MEAN_OF} frames", fontsize=9)
-    _scale_bar(axes, picture.field, factor, longest)
+    _scale_bar(axes, factor, longest)
     _frame_colours(axes, line)
 
 
@@ -107,11 +108,12 @@ def _running_mean(tracks: Floats) -> Floats:
     return np.stack(means, axis=1)
 
 
-def _scale_bar(axes: Any, field: tuple[float, float], factor: float, longest: float) -> None:
+def _scale_bar(axes: Any, factor: float, longest: float) -> None:
+    """A bar below the axis, where no track runs."""
     length = _round_down(longest)
-    x, y = 0.03 * field[0], 0.02 * field[1]
-    axes.plot([x, x + factor * length], [y, y], color="black", linewidth=2.5, solid_capstyle="butt", zorder=5)
-    axes.text(x, y + 0.01 * field[1], f"{length:g} Å", fontsize=8, va="bottom", zorder=5)
+    place = {"transform": axes.get_xaxis_transform(), "clip_on": False}
+    axes.plot([0, factor * length], [-0.1, -0.1], color="black", linewidth=2.5, solid_capstyle="butt", **place)
+    axes.text(factor * length, -0.1, f" {length:g} Å of motion", fontsize=8, va="center", **place)
 
 
 def _whole_track(axes: Any, picture: MotionPicture) -> None:

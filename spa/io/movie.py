@@ -23,9 +23,8 @@ from numpy.typing import NDArray
 from spa.errors import InputError
 from spa.io import mrc
 from spa.io.files import existing_file
+from spa.io.tiff_pages import EER_SUFFIXES, TIFF_SUFFIXES, checked_pages, eer_problem
 
-TIFF_SUFFIXES = (".tif", ".tiff")
-EER_SUFFIXES = (".eer", ".ecc")
 _EER_12_BIT, _EER_11_BIT, _EER_VARIABLE = 65000, 65001, 65002  # TIFF compression numbers
 _SUB_PIXEL_FLIP = 0b1010  # the upper bit of each sub-pixel coordinate is stored inverted
 
@@ -114,7 +113,7 @@ class _MrcMovie(Movie):
 class _TiffMovie(Movie):
     def __init__(self, path: Path, turned: bool) -> None:
         self.path, self._turned = path, turned
-        self._file, self._pages = _checked_pages(path)
+        self._file, self._pages = checked_pages(path)
         page = self._pages[0]
         self.shape, self.dtype = (page.shape[0], page.shape[1]), np.dtype(page.dtype)
 
@@ -134,7 +133,7 @@ class _TiffMovie(Movie):
 class _EerMovie(Movie):
     def __init__(self, path: Path, grouping: int, upsampling: int) -> None:
         self.path, self._grouping, self._upsampling = path, grouping, upsampling
-        self._file, pages = _checked_pages(path)
+        self._file, pages = checked_pages(path)
         # some programs put the plain sum in front of the frames
         self._pages = [page for page in pages if page.compression in (_EER_12_BIT, _EER_11_BIT, _EER_VARIABLE)]
         problem = self._problem()
@@ -149,12 +148,11 @@ class _EerMovie(Movie):
     def _problem(self) -> str:
         if not self._pages:
             return "expected an EER movie, found no frame that is compressed as one"
-        promised = (self._file.eer_metadata or {}).get("numberOfFrames")
-        if promised is not None and int(promised) != len(self._pages):
-            return f"truncated: its header promises {promised} EER frames, found {len(self._pages)}"
         if len(self._pages) < self._grouping:
-            return f"expected at least --eer_grouping {self._grouping} EER frames, found {len(self._pages)}"
-        return ""
+            few = f"expected at least --eer_grouping {self._grouping} EER frames, found {len(self._pages)}"
+        else:
+            few = ""
+        return eer_problem(self._file, len(self._pages)) or few
 
     def __len__(self) -> int:
         return len(self._pages) // self._grouping
@@ -226,60 +224,3 @@ def _decoding(path: Path, index: int) -> Iterator[None]:
         yield
     except (ValueError, RuntimeError, OSError, struct.error, IndexError, tifffile.TiffFileError) as error:
         raise InputError(f"{path}: frame {index + 1} cannot be decoded: {error}") from error
-
-
-def _checked_pages(path: Path) -> tuple[Any, list[Any]]:
-    """Open a TIFF and check that its chain of pages ends where it says and that all data lie in the file.
-
-    tifffile gives what it finds of a truncated file without a word.
-    """
-    try:
-        file = tifffile.TiffFile(path)
-    except (tifffile.TiffFileError, OSError, ValueError, struct.error) as error:
-        raise InputError(f"{path}: expected a TIFF, found something else: {error}") from error
-    try:
-        pages = [page.aspage() for page in file.pages]
-        problem = _page_problem(file, pages)
-    except (tifffile.TiffFileError, OSError, ValueError, struct.error, IndexError) as error:
-        problem = f"corrupt TIFF: {error}"
-    if problem:
-        file.close()
-        raise InputError(f"{path}: {problem}")
-    return file, pages
-
-
-def _page_problem(file: Any, pages: list[Any]) -> str:
-    """What is wrong with the structure of a TIFF, "" if nothing."""
-    if not pages:
-        return "corrupt TIFF: no page"
-    size = file.filehandle.size
-    following = _next_page_offset(file, pages[-1])
-    if following:
-        return f"truncated: after page {len(pages)} the next one is promised at byte {following:,} of {size:,}"
-    for number, page in enumerate(pages, 1):
-        ends = [offset + count for offset, count in zip(page.dataoffsets, page.databytecounts, strict=True)]
-        if not ends or max(ends) > size:
-            return f"truncated: the data of page {number} end at byte {max(ends, default=0):,} of {size:,}"
-        if len(page.shape) != 2:
-            return f"expected frames of grey values, found pages of shape {page.shape}"
-    shapes = {page.shape for page in pages if page.compression == pages[-1].compression}
-    if len(shapes) > 1:
-        return f"expected frames of one size, found {' and '.join(str(shape) for shape in sorted(shapes))}"
-    described = file.shaped_metadata
-    if described and "shape" in described[0] and len(described) == 1:
-        promised = int(np.prod(described[0]["shape"][:-2]))
-        if promised != len(pages):
-            return f"truncated: its description promises {promised} frames, found {len(pages)}"
-    return ""
-
-
-def _next_page_offset(file: Any, page: Any) -> int:
-    """Where the page says that the next one begins; 0 if it is the last."""
-    layout, handle = file.tiff, file.filehandle
-    handle.seek(page.offset)
-    n_tags = struct.unpack(layout.tagnoformat, handle.read(layout.tagnosize))[0]
-    handle.seek(n_tags * layout.tagsize, os.SEEK_CUR)
-    raw = handle.read(layout.offsetsize)
-    if len(raw) < layout.offsetsize:
-        return int(handle.size)
-    return int(struct.unpack(layout.offsetformat, raw)[0])

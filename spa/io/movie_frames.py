@@ -7,7 +7,8 @@ from numpy.typing import NDArray
 
 from spa.defects import Repair, hot_pixels
 from spa.errors import InputError
-from spa.io.movie import EER_SUFFIXES, Movie
+from spa.io.movie import Movie
+from spa.io.tiff_pages import EER_SUFFIXES
 
 FEWEST_FRAMES = 3
 
@@ -28,6 +29,7 @@ class MovieFrames:
     ----------
     shape : (rows, columns).
     hot : pixels found to be hot, bool (rows, columns).
+    n_blank : how many frames hold one value in every pixel.
 
     Raises
     ------
@@ -43,6 +45,7 @@ class MovieFrames:
         self.shape = movie.shape
         self._gain = gain
         self._stored = list(movie)
+        self.n_blank = sum(bool(frame.min() == frame.max()) for frame in self._stored)
         known = np.zeros(movie.shape, dtype=np.bool_) if defects is None else defects.copy()
         if gain is not None:
             known |= gain == 0

@@ -28,6 +28,8 @@ HEADER = 1024
 DTYPES = {0: np.int8, 1: np.int16, 2: np.float32, 6: np.uint16, 12: np.float16}
 """MRC mode -> type of the data."""
 
+_LABEL = "Created by spa"  # and no time, so that two runs of one seed give the same bytes
+
 
 @dataclass(frozen=True)
 class MrcInfo:
@@ -300,12 +302,13 @@ def _write(path: str | os.PathLike[str], data: NDArray[Any], pixel_size: float, 
 
 
 def _finish(file: Any, pixel_size: float, stack: bool) -> None:
-    """Voxel size and kind of data in the header of an open mrcfile object."""
+    """Voxel size and kind of data in the header of an open mrcfile object, and a label without mrcfile's time."""
     if stack:
         file.set_image_stack()
     elif file.data.ndim == 3:
         file.set_volume()
     file.voxel_size = pixel_size
+    file.header.label[0] = _LABEL
 
 
 def _size(shape: tuple[int, ...]) -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ from spa.options import UsageError, option
 OUTPUT = "micrographs_ctf.star"
 PICTURE = "micrographs_ctf.png"
 _CTF = "CTF"
+_PER_PIXEL, _PER_BOX, _PROCESS = 16, 60, 320 << 20  # bytes, measured: of an image, of a spectrum, of the rest
 _COLUMNS = (
     "#1 - micrograph number; #2 - defocus 1 [Angstroms]; #3 - defocus 2; #4 - azimuth of astigmatism; "
     "#5 - additional phase shift [radians]; #6 - cross correlation; "
@@ -50,6 +53,7 @@ _OWNED = (
     "spaCtfConfidence",
     "spaCtfProblems",
     "spaDefocusError",
+    "spaPhaseShiftError",
     "spaIceRing",
     "spaDrift",
     "spaTiltAngle",
@@ -57,6 +61,9 @@ _OWNED = (
 )
 _ADVICE = {
     "rings_do_not_fit": "if there is a phase plate, give --do_phaseshift; else check pixel size and voltage",
+    "phase_shift_left_out": "give --do_phaseshift",
+    "wrong_voltage_or_cs": "check voltage, spherical aberration and pixel size",
+    "phase_shift_uncertain": "its standard deviation is more than 1.5 degrees (spaPhaseShiftError)",
     "defocus_at_limit": "give a wider range with --dFMin and --dFMax",
 }
 
@@ -153,7 +160,17 @@ def run(options: Options, job: Job) -> None:
         column = "rlnCtfPowerSpectrum"
     elif options.use_noDW:
         column = "rlnMicrographNameNoDW"
-    table = map_micrographs(job, options, process, block="micrographs", column=column, output=OUTPUT, owns=_OWNED)
+    table = map_micrographs(
+        job,
+        options,
+        process,
+        block="micrographs",
+        column=column,
+        named_after="rlnMicrographName",
+        output=OUTPUT,
+        memory=partial(_memory, options),
+        owns=_OWNED,
+    )
     trusted = table.integers("spaCtfTrusted") == 1
     reasons = table.text("spaCtfProblems")
     for name, good, reason in zip(table.text(column), trusted.tolist(), reasons, strict=True):
@@ -204,6 +221,14 @@ def process(item: Item, options: Options) -> Row:
     return _row(item, options, found, against) | tilted
 
 
+def _memory(options: Options, item: Item) -> int:
+    """Bytes that a micrograph takes, from its header."""
+    pixels = math.prod(mrc.info(item.path).shape)
+    if options.use_given_ps:
+        return _PROCESS + _PER_BOX * pixels
+    return _PROCESS + _PER_BOX * options.box**2 + _PER_PIXEL * pixels
+
+
 def _micrograph(path: Path) -> NDArray[np.float32]:
     image, _ = mrc.read(path)
     if len(image) != 1:
@@ -231,7 +256,7 @@ def _row(item: Item, options: Options, found: CtfEstimate, against: list[str]) -
         "rlnCtfMaxResolution": found.rings.max_resolution,
     }
     if options.do_phaseshift:
-        row["rlnPhaseShift"] = found.phase_shift
+        row |= {"rlnPhaseShift": found.phase_shift, "spaPhaseShiftError": found.phase_error}
     return row | {
         "spaCtfTrusted": int(not against),
         "spaCtfConfidence": min(confidence(found), DOUBTFUL if against else 1.0),

@@ -148,10 +148,10 @@ def _headers(job: Job, paths: list[Path], kind: str) -> tuple[dict[Path, ImageHe
             header = image_header(path)
         except InputError as error:
             return str(error)
-        if kind == "micrographs" and header.n_frames not in (None, 1):
+        if kind == "micrographs" and header.n_frames != 1:
             return f"{path}: expected one image, found {header.n_frames}: a movie (--do_movies)?"
         if kind == "movies" and header.n_frames == 1:
-            return f"{path}: expected frames, found one image: a micrograph (--do_micrographs)?"
+            return f"{path}: expected frames, found one image: a gain reference, or a micrograph (--do_micrographs)?"
         return header
 
     headers: dict[Path, ImageHeader] = {}

@@ -17,20 +17,25 @@ from spa.io import motion_plots, mrc, plots
 from spa.io.detector import gain_for_movie, read_defects, read_gain
 from spa.io.files import project_path
 from spa.io.motion_star import write_motion
-from spa.io.movie import EER_SUFFIXES, open_movie
+from spa.io.movie import open_movie
 from spa.io.movie_frames import MovieFrames
+from spa.io.star import Block
+from spa.io.tiff_pages import EER_SUFFIXES
 from spa.job import Job
 from spa.kernels.backend import Array, fft_of, fft_workers, to_device, to_host, xp_of
 from spa.map_job import Item, MicrographOptions, Row, map_micrographs, worker_device
 from spa.motion import Track, align_frames
 from spa.motion_fourier import crop_transform, moved, working_shape
 from spa.motion_model import LocalModel
-from spa.motion_patches import Patches, align_patches, joined
+from spa.motion_patches import Patches, align_patches
 from spa.motion_sum import Exposure, FrameSum, SpectrumSum, binned_transform, binning
 from spa.options import UsageError, option
 
 FOUND = "spaMotionFound"
 """Column: 1 where the frames correlate, 0 where they do not and were summed as they are."""
+
+BLANK = "spaBlankFrames"
+"""Column: frames that hold one value in every pixel, as a frame lost by the camera does."""
 
 _OWNED = (
     "rlnMicrographName",
@@ -41,6 +46,7 @@ _OWNED = (
     "rlnAccumMotionEarly",
     "rlnAccumMotionLate",
     FOUND,
+    BLANK,
 )
 _GAIN = "gain"  # name of the turned gain reference
 _COPIES = 3  # the frames as stored, their transforms and what patches are cut from, as float32 at most
@@ -102,10 +108,11 @@ class Options(MicrographOptions):
 
 def run(options: Options, job: Job) -> None:
     """Align and sum every movie."""
-    if options.gainref and (options.gain_rot or options.gain_flip):
+    if options.gainref:
         gain = read_gain(options.gainref, options.gain_rot, options.gain_flip)
-        mrc.write_stack(_turned_gain(options), gain, 1.0)
-        job.say(f"wrote {_turned_gain(options)}, the gain reference as it was used")
+        if options.gain_rot or options.gain_flip:
+            mrc.write_stack(_turned_gain(options), gain, 1.0)
+            job.say(f"wrote {_turned_gain(options)}, the gain reference as it was used")
 
     def optics(columns: dict[str, str]) -> Row:
         return {"rlnMicrographPixelSize": float(columns["rlnMicrographOriginalPixelSize"]) * options.bin_factor}
@@ -122,14 +129,21 @@ def run(options: Options, job: Job) -> None:
         owns=_OWNED,
         reserved=(_GAIN,),
     )
-    lost = [
-        name for name, found in zip(table.text("rlnMicrographName"), table.integers(FOUND), strict=True) if not found
-    ]
-    if lost:
-        job.warn(
-            f"{len(lost)} micrographs were summed without alignment, because their frames do not correlate "
-            f"({FOUND} 0): {', '.join(lost[:5])}{', ...' if len(lost) > 5 else ''}"
-        )
+    _warn(
+        job,
+        table,
+        table.integers(FOUND) == 0,
+        f"summed without alignment, because their frames do not correlate ({FOUND} 0)",
+    )
+    _warn(job, table, table.integers(BLANK) > 0, f"with frames of one value in all pixels, which add nothing ({BLANK})")
+
+
+def _warn(job: Job, table: Block, concerned: NDArray[np.bool_], what: str) -> None:
+    """Name the micrographs that something is the matter with, if any."""
+    names = [table.text("rlnMicrographName")[row] for row in np.flatnonzero(concerned)]
+    if names:
+        shown = f"{', '.join(names[:5])}{', ...' if len(names) > 5 else ''}"
+        job.warn(f"{len(names)} of {len(table)} micrographs {what}: {shown}")
 
 
 def process(item: Item, options: Options) -> Row:
@@ -147,7 +161,7 @@ def process(item: Item, options: Options) -> Row:
     plots.save(f"{root}_shifts.png", motion_plots.motion(_picture(frames, motion, item, options)))
     row: Row = {column: project_path(path) for column, path in written.items()}
     row["rlnMicrographMetadata"] = project_path(f"{root}.star")
-    return row | _accumulated(motion.track, item, options) | {FOUND: int(motion.track.found)}
+    return row | _accumulated(motion.track, item, options) | {FOUND: int(motion.track.found), BLANK: frames.n_blank}
 
 
 @dataclass(frozen=True)
@@ -212,7 +226,7 @@ def _align(frames: MovieFrames, item: Item, options: Options) -> _Motion:
     transforms = moved(transforms, shape, track.shifts * (shape[1] / full[1], shape[0] / full[0]))
     fft, workers = fft_of(transforms), fft_workers(transforms)
     images = _stacked(len(frames), lambda number: fft.irfft2(transforms[number], s=shape, **workers))
-    return _Motion(*joined(track, align_patches(images, full, n_patches, bfactor)))
+    return _Motion(*align_patches(images, track, full, n_patches, bfactor))
 
 
 def _stacked(count: int, make: Callable[[int], Array]) -> Array:

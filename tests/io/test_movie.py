@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import mrcfile
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ import tifffile
 from spa.errors import InputError
 from spa.io.detector import gain_for_movie, read_defects, read_gain
 from spa.io.movie import open_movie
+from spa.io.tiff_pages import tiff_shape
 from tests.eer import write_eer
 from tests.movies import write_mrc, write_tiff
 
@@ -93,6 +96,8 @@ def test_a_truncated_tiff_is_refused(tmp_path, compression, fraction):
     cut(tmp_path / "m.tif", fraction)
     with pytest.raises(InputError, match=r"m\.tif: (truncated|corrupt|expected a TIFF)"):
         open_movie(tmp_path / "m.tif")
+    with pytest.raises(InputError, match=r"m\.tif: (truncated|corrupt|expected a TIFF)"):
+        tiff_shape(tmp_path / "m.tif")
 
 
 @pytest.mark.parametrize("fraction", [0.3, 0.6, 0.9, 0.999])
@@ -101,12 +106,22 @@ def test_a_truncated_eer_is_refused(tmp_path, fraction):
     cut(tmp_path / "m.eer", fraction)
     with pytest.raises(InputError, match=r"m\.eer: (truncated|corrupt)"):
         open_movie(tmp_path / "m.eer", eer_grouping=1)
+    with pytest.raises(InputError, match=r"m\.eer: (truncated|corrupt)"):
+        tiff_shape(tmp_path / "m.eer")
+
+
+def test_frames_are_counted_without_reading_them(tmp_path):
+    write_tiff(tmp_path / "m.tif", counts(np.uint8, 7))
+    assert tiff_shape(tmp_path / "m.tif") == (7, *SHAPE)
+    write_eer(tmp_path / "m.eer", electrons(6), SHAPE, promised=6)
+    assert tiff_shape(tmp_path / "m.eer") == (6, *SHAPE)
 
 
 def test_an_eer_with_fewer_frames_than_its_header_says_is_refused(tmp_path):
     write_eer(tmp_path / "m.eer", electrons(6), SHAPE, promised=8)
-    with pytest.raises(InputError, match="promises 8 EER frames, found 6"):
-        open_movie(tmp_path / "m.eer", eer_grouping=1)
+    for read in (tiff_shape, partial(open_movie, eer_grouping=1)):
+        with pytest.raises(InputError, match="promises 8 EER frames, found 6"):
+            read(tmp_path / "m.eer")
 
 
 def test_too_few_eer_frames_for_a_group(tmp_path):
@@ -167,7 +182,7 @@ def test_a_tiff_gain_lies_as_a_tiff_movie_does(tmp_path):
 def test_a_gain_of_another_size_is_refused(tmp_path):
     gain = np.ones((96, 64), dtype=np.float32)
     with pytest.raises(
-        InputError, match=r"gain\.mrc: gain reference of 64 x 96 pixels for frames of 96 x 64 .*gain_rot"
+        InputError, match=r"m\.tif: frames of 96 x 64 pixels, but gain reference of 64 x 96 in gain\.mrc: .*gain_rot"
     ):
         gain_for_movie(gain, "gain.mrc", "m.tif", SHAPE)
 

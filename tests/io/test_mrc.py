@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import gzip
 import os
+from datetime import datetime
 from pathlib import Path
+from types import SimpleNamespace
 
 import mrcfile
 import numpy as np
@@ -33,6 +35,21 @@ def test_a_map_survives_a_round_trip(
     np.testing.assert_array_equal(found, data)
     assert found.dtype == np.float32
     assert size == pytest.approx(pixel_size, rel=1e-5)
+
+
+def test_the_same_data_give_the_same_bytes_at_another_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    images, written = volume(4, 6, 6), []
+    for year in (2001, 2002):
+        clock = SimpleNamespace(now=lambda year=year: datetime(year, 1, 1))
+        monkeypatch.setattr("mrcfile.mrcobject.datetime", clock)
+        mrc.write_stack(tmp_path / "a.mrcs", images, 1.5)
+        mrc.write_volume(tmp_path / "a.mrc", images, 1.5)
+        with mrc.stack_writer(tmp_path / "b.mrcs", 4, 6, 1.5) as writer:
+            writer.append(images)
+        written.append([(tmp_path / name).read_bytes() for name in ("a.mrcs", "a.mrc", "b.mrcs")])
+    assert written[0] == written[1]
+    with mrcfile.open(tmp_path / "b.mrcs", header_only=True) as file:
+        assert [str(label) for label in file.get_labels()] == ["Created by spa"]
 
 
 def test_axes_are_z_y_x_with_x_fastest(tmp_path: Path) -> None:

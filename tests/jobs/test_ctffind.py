@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from spa import map_job
 from spa.cli.main import run
 from spa.io import mrc, star
 from spa.io.star import Block, StarFile
@@ -112,7 +113,7 @@ def test_a_given_spectrum_gives_what_the_micrograph_gives(good):
     assert ctffind("--use_given_ps") == 0
     table = result()
     assert (table.floats("rlnDefocusU") + table.floats("rlnDefocusV"))[0] / 2 == pytest.approx(TRUTH.defocus, abs=60)
-    assert table.text("rlnCtfImage") == ["CtfFind/job003/Movies/good_PS.ctf:mrc"]
+    assert table.text("rlnCtfImage") == ["CtfFind/job003/Movies/gone.ctf:mrc"]
     assert table.text("rlnMicrographName") == ["MotionCorr/job002/Movies/gone.mrc"]
 
 
@@ -121,6 +122,16 @@ def test_micrographs_without_dose_weighting_are_taken_when_asked_for(good):
     write_input([write_image("mics/good.mrc", white(SHAPE, 3))], **names)
     assert ctffind("--use_noDW") == 0
     assert result().integers("spaCtfTrusted").tolist() == [1]
+    assert result().text("rlnCtfImage") == ["CtfFind/job003/mics/good.ctf:mrc"]
+
+
+def test_few_workers_are_taken_where_memory_is_short(good, monkeypatch):
+    names = [write_image(f"mics/{name}.mrc", good) for name in ("one", "two")]
+    write_input(names)
+    monkeypatch.setattr(map_job, "available_memory", lambda: 400 << 20)
+    assert ctffind("--dFMax", 20000, "--j", 2) == 0
+    assert "1 at a time, for the memory that is free" in Path("CtfFind/job003/run.out").read_text()
+    assert len(result()) == 2
 
 
 def test_phase_shift_and_tilt_get_columns_when_asked_for():
@@ -129,6 +140,7 @@ def test_phase_shift_and_tilt_get_columns_when_asked_for():
     assert ctffind("--do_phaseshift", "--tilt") == 0
     table = result()
     assert table.floats("rlnPhaseShift")[0] == pytest.approx(60, abs=5)
+    assert 0 < table.floats("spaPhaseShiftError")[0] < 5
     assert table.floats("spaTiltAngle")[0] < 10
     assert "spaTiltAxis" in table
 
@@ -148,7 +160,7 @@ def test_an_unfitted_phase_plate_is_named_in_the_warning(capsys):
     assert ctffind("--dFMax", 30000, "--Box", 512) == 0
     assert result().integers("spaCtfTrusted").tolist() == [0]
     told = capsys.readouterr().err
-    assert "rings do not fit; if there is a phase plate, give --do_phaseshift" in told
+    assert "phase shift left out; give --do_phaseshift" in told
 
 
 def test_a_defocus_at_the_end_of_the_range_names_the_range(good, capsys):

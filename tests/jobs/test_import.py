@@ -96,6 +96,11 @@ def test_the_pixel_size_comes_from_the_headers_or_is_held_against_them(capsys: p
     write_mrc("c.mrc", pixel_size=0)
     assert run("--i", "c.mrc") == 1
     assert "c.mrc: no pixel size in the header; give --angpix" in capsys.readouterr().err
+    write_mrc("one.mrc", pixel_size=1)
+    assert run("--i", "one.mrc") == 1
+    assert "one.mrc: no pixel size in the header" in capsys.readouterr().err
+    assert run("--i", "one.mrc", "--angpix", "2") == 0
+    assert capsys.readouterr().err == ""
     write_mrc("d.mrc", pixel_size=1e-10)
     assert run("--i", "d.mrc") == 1
     assert "column rlnMicrographPixelSize: expected 0.1 to 50 Å" in capsys.readouterr().err
@@ -123,6 +128,30 @@ def test_what_cannot_be_used_is_named_left_out_and_listed(capsys: pytest.Capture
     assert sorted(shown) == sorted(f"warning: left out {reason}" for reason in reasons)
 
 
+def test_among_movies_a_gain_and_truncated_ones_are_left_out(capsys: pytest.CaptureFixture[str]) -> None:
+    names = [write_tiff(f"m/v{i}.tiff") for i in range(6)]
+    tifffile.imwrite("m/gain.tiff", np.ones((24, 32), np.float32))
+    for name, kept in ((names[1], 0.5), (names[4], 0.99)):
+        data = Path(name).read_bytes()
+        Path(name).write_bytes(data[: int(kept * len(data))])
+    assert run("--i", "m/*.tiff", "--angpix", "1.2") == 0
+    assert star.read("Import/job001/movies.star")["movies"].text("rlnMicrographMovieName") == [
+        names[i] for i in (0, 2, 3, 5)
+    ]
+    failed = star.read("Import/job001/movies_failed.star")["movies"]
+    assert failed.text("rlnMicrographMovieName") == ["m/gain.tiff", names[1], names[4]]
+    reasons = failed.text("spaFailure")
+    assert reasons[0].startswith("m/gain.tiff: expected frames, found one image: a gain reference, or a micrograph")
+    assert all("truncated" in reason for reason in reasons[1:])
+    assert capsys.readouterr().err.count("\n") == 3
+
+
+def test_for_a_folder_the_pattern_of_its_files_is_suggested(capsys: pytest.CaptureFixture[str]) -> None:
+    write_tiff("m/v.tiff")
+    assert run("--i", "m") == 1
+    assert "found a folder; give a pattern, as 'm/*.tiff'" in capsys.readouterr().err
+
+
 def test_images_of_two_sizes_are_refused() -> None:
     headers = {Path(f"{i}.mrc"): ImageHeader(24, 32 if i < 2 else 30, 1, 1.0) for i in range(4)}
     with pytest.raises(InputError, match=r"found 2 of 32 x 24 \(0.mrc\), 2 of 30 x 24 \(2.mrc\); import each size"):
@@ -133,12 +162,13 @@ def test_images_of_two_sizes_are_refused() -> None:
 
 def test_headers_of_tiff_are_rows_and_columns() -> None:
     header = image_header(write_tiff("v.tif", (24, 32)))
-    assert (header.rows, header.columns, header.size, header.pixel_size) == (24, 32, "32 x 24", 0)
+    assert header == ImageHeader(24, 32, 5, 0.0)
+    assert header.size == "32 x 24"
     Path("no.tif").write_text("no tiff at all")
-    with pytest.raises(InputError, match=r"no\.tif: expected a TIFF file"):
+    with pytest.raises(InputError, match=r"no\.tif: expected a TIFF, found something else"):
         image_header("no.tif")
     tifffile.imwrite("rgb.tif", np.zeros((8, 8, 3), np.uint8), photometric="rgb")
-    with pytest.raises(InputError, match=r"rgb\.tif: expected grey frames, found frames of shape 8 x 8 x 3"):
+    with pytest.raises(InputError, match=r"rgb\.tif: expected frames of grey values, found pages of shape \(8, 8, 3\)"):
         image_header("rgb.tif")
 
 

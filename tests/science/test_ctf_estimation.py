@@ -8,17 +8,9 @@ import pytest
 from spa.ctf import coefficients, ctf_image
 from spa.ctf_estimation import Settings, estimate, estimate_micrograph
 from spa.ctf_estimation_confidence import TRUSTED, confidence, problems, uneven_part
-from spa.ctf_estimation_model import (
-    Parameters,
-    RingFit,
-    Wave,
-    basis,
-    deviance,
-    fit_levels,
-    flattened,
-    information,
-    ring_phase,
-)
+from spa.ctf_estimation_levels import basis, deviances, fit_levels
+from spa.ctf_estimation_model import Parameters, Wave, flattened, ring_phase
+from spa.ctf_estimation_refine import RingFit, information
 from spa.ctf_estimation_rings import diagnostic, whole
 from spa.ctf_estimation_search import Range, Table, search
 from spa.ctf_estimation_spectrum import Spectrum, from_image, from_pixels, tile_powers
@@ -118,7 +110,7 @@ def test_the_stated_error_is_about_the_error():
     errors = [abs(f.parameters.defocus - true.defocus) for f in founds]
     stated = np.median([f.defocus_error for f in founds])
     assert 0.1 * stated < np.median(errors) < 1.5 * stated
-    assert min(confidence(f) for f in founds) > 0.5
+    assert min(confidence(f) for f in founds) > 0.3
 
 
 def test_dispersion_counts_the_averages():
@@ -132,19 +124,20 @@ def test_gradient_of_the_likelihood_is_its_slope():
     flat, _ = flattened(made_spectrum(true, 1.0).within(1 / 30, 1 / 5))
     start = parameters(11060, 10520, 30, 33)
     ring_cos = np.cos(ring_phase(flat, WAVE, start))
-    level, depth = fit_levels(flat, ring_cos, basis(flat))
+    shape = basis(flat)
+    levels = fit_levels(flat, ring_cos, shape, rounds=12)
 
-    def at(defocus: float, along: float, across: float, phase: float) -> float:
+    def at(defocus: float, along: float, across: float, phase: float, spherical: float) -> float:
         moved = Parameters(
-            start.defocus + defocus, start.along + along, start.across + across, start.phase_shift + phase
+            start.defocus + defocus, start.along + along, start.across + across, start.phase_shift + phase, spherical
         )
-        return deviance(flat, np.cos(ring_phase(flat, WAVE, moved)), level, depth)
+        moved_cos = np.cos(ring_phase(flat, WAVE, moved))
+        return float(deviances(flat, moved_cos, fit_levels(flat, moved_cos, shape, levels, rounds=8)).sum())
 
-    _, gradient = information(flat, WAVE, RingFit(start, level, depth, 0.0), True, 0.0)
-    for i, step in enumerate((4.0, 4.0, 4.0, 0.01)):
-        move = np.eye(4)[i] * step
-        slope = (at(*move) - at(*-move)) / (2 * step)
-        assert -2 * gradient[i] == pytest.approx(slope, rel=0.1, abs=0.02 * abs(gradient).max())
+    _, gradient = information(flat, WAVE, shape, RingFit(start, levels, 0.0), ("phase_shift", "spherical"), 0.0)
+    steps = np.array([4.0, 4.0, 4.0, 0.01, 3e4])
+    rises = [at(*move) - at(*-move) for move in np.diag(steps)]
+    assert -4 * gradient * steps == pytest.approx(rises, rel=0.2, abs=0.02 * np.abs(rises).max())
 
 
 def test_search_ranks_the_true_defocus_first():
@@ -256,6 +249,13 @@ def test_tilt_is_found_with_its_direction_and_not_where_there_is_none():
             assert plane.per_y > 0
 
 
+def test_sums_over_radial_bins_are_those_of_a_count_of_bins():
+    spectrum = made_spectrum(Parameters(9000.0), 1.0)
+    for part in (spectrum, spectrum.within(1 / 30, 1 / 4)):
+        wanted = np.bincount(part.ring, weights=part.power, minlength=part.n_rings)[: part.n_rings]
+        assert np.allclose(part.sums(part.power), wanted, rtol=1e-6)
+
+
 def test_odd_tiles_are_left_out():
     image = white((1200, 1200))
     image[:300, :300] *= 30
@@ -306,8 +306,29 @@ def test_a_phase_plate_that_is_not_fitted_shows(phase_shift):
     spectrum = made_spectrum(parameters(15500, 15000, 20, phase_shift), 1.0)
     without = estimate(spectrum, WAVE, Settings())
     assert abs(without.parameters.defocus - 15250) > 100
-    assert "rings_do_not_fit" in problems(without, 0.0)
+    assert "phase_shift_left_out" in problems(without, 0.0)
     assert problems(estimate(spectrum, WAVE, Settings(phases=(0, 180, 10))), 0.0) == []
+
+
+@pytest.mark.parametrize("wave", [Wave.of(200, 2.7, 0.1), Wave.of(300, 0.01, 0.1)])
+def test_a_wrong_voltage_or_aberration_shows(wave):
+    spectrum = made_spectrum(parameters(15500, 15000, 20), 15.0)
+    assert estimate(spectrum, WAVE, Settings()).left_out.spherical_gain < 6
+    assert problems(estimate(spectrum, wave, Settings()), 0.0) == ["wrong_voltage_or_cs"]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_a_phase_plate_at_strong_signal_is_fitted_from_any_start(seed):
+    phase_shift = 40.0 + 30 * seed
+    true = parameters(5900, 5000, 43, phase_shift)
+    found = estimate(made_spectrum(true, 30.0, seed), WAVE, Settings(phases=(0, 180, 10)))
+    assert found.phase_shift == pytest.approx(phase_shift, abs=1)
+    assert found.parameters.defocus == pytest.approx(true.defocus, abs=20)
+
+
+def test_large_astigmatism_and_fine_steps_stay_in_the_range_searched():
+    weak = made_spectrum(Parameters(15000.0), 0.0)
+    assert problems(estimate(weak, WAVE, Settings(resolution_max=3.1, astigmatism=2000.0)), 0.0)
 
 
 def test_each_ring_of_a_good_fit_is_seen_in_its_place():

@@ -14,7 +14,7 @@ from spa.kernels.backend import to_host
 from spa.motion import Track, align_frames
 from spa.motion_fourier import crop_transform, even_size, moved, working_shape
 from spa.motion_model import LocalModel, fit_model
-from spa.motion_patches import align_patches, joined
+from spa.motion_patches import align_patches
 from spa.motion_sum import Binning, Exposure, FrameSum, SpectrumSum, binned_transform, binning
 from tests.devices import device_named
 from tests.movies import MadeMovie, grid, make_movie, specimen
@@ -45,7 +45,7 @@ def align_locally(frames: np.ndarray, put=np.asarray, n_patches: tuple[int, int]
     track = align_frames(put(transforms), shape, full, BFACTOR, 100 / PIXEL)
     placed = to_host(moved(put(transforms), shape, track.shifts * (shape[1] / full[1], shape[0] / full[0])))
     images = scipy.fft.irfft2(placed, s=shape).astype(np.float32)
-    return track, *joined(track, align_patches(put(images), full, n_patches, BFACTOR))
+    return track, *align_patches(put(images), track, full, n_patches, BFACTOR)
 
 
 def misfit(movie: MadeMovie, shifts: np.ndarray, model: LocalModel | None = None) -> float:
@@ -147,7 +147,8 @@ def test_weak_movies_are_found_by_groups_of_frames():
 
 def test_patches_of_noise_have_no_model():
     rng = np.random.default_rng(1)
-    patches = align_patches(rng.standard_normal((12, 200, 200)).astype(np.float32), (512, 512), (5, 5), BFACTOR)
+    images, track = rng.standard_normal((12, 200, 200)).astype(np.float32), Track(*np.zeros((2, 12, 2)), True)
+    _, patches = align_patches(images, track, (512, 512), (5, 5), BFACTOR)
     model = patches.model
     assert model is None or np.abs(model.at(np.arange(12.0), grid())).max() < 0.5
 
