@@ -63,6 +63,8 @@ class Descent:
         self.memory = memory
         self._n_classes = len(reference.transform)
         self._seeded = step.known and not step.local
+        rescue = search.rescue_cap if step.poses_only else None
+        self._dense_cap, self._level_cap = rescue or search.dense_cap, rescue or search.level_cap
         self._stretch = stretch
         self._norm_orders = max(norm_orders, search.precision.norm_orders)
         self._table_memory = table_memory
@@ -99,7 +101,7 @@ class Descent:
             best = posterior(log_weight, survivors.candidate_offsets, search.mass, 1.0, 0).best
             image = segment_index(survivors.candidate_offsets, len(log_weight))
             tempered = log_weight * self._temperature(log_weight[best], depth, batch.pixels.box_size)[image]
-            chosen = posterior(tempered, survivors.candidate_offsets, search.mass, 1.0, search.level_cap)
+            chosen = posterior(tempered, survivors.candidate_offsets, search.mass, 1.0, self._level_cap)
             survivors = keep(survivors, tempered >= chosen.threshold[image])
         final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, search.insertion_cap)
         return Scores(levels[-1], survivors, log_weight, final, scored)
@@ -209,7 +211,7 @@ class Descent:
             self._dense = DensePass(table, self.reference)
             self._table_memory -= DirectionTable.size(len(table.directions), table.basis)
         per_image = len(step.dense_orientations) * len(step.dense_shifts)
-        found = self._dense.run(batch, step, min(search.dense_cap or per_image, per_image))
+        found = self._dense.run(batch, step, min(self._dense_cap or per_image, per_image))
         width = int(found.counts.max())
         used = xp.arange(width) < found.counts[:, None]
         values, codes = found.values[:, :width][used], found.codes[:, :width][used].astype(np.int64)
@@ -217,7 +219,7 @@ class Descent:
         image = segment_index(ends, len(values))
         best = posterior(values, ends, search.mass, 1.0, 0).best
         tempered = values * self._temperature(values[best], 0, batch.pixels.box_size)[image]
-        chosen = posterior(tempered, ends, search.mass, 1.0, search.dense_cap)
+        chosen = posterior(tempered, ends, search.mass, 1.0, self._dense_cap)
         kept = tempered >= chosen.threshold[image]
         flat = xp.sort(image[kept] * per_image + codes[kept])
         orientations = to_like(step.dense_orientations, batch.scored)

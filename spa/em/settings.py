@@ -118,6 +118,9 @@ class Search:
     level_cap: int = 500
     """Most survivors an image may keep after a later level. With these four settings, and the last pose among the
     candidates, poses end 1 to 4 % worse than those of an exhaustive search; at 0.3, 0.3, 500 and 600 no better."""
+    rescue_cap: int = 150
+    """Most survivors after any level of the global search before convergence: it looks for what is clearly better than
+    the last pose, and cannot lose that one."""
     insertion_mass: float = 0.95
     """Share of the posterior that enters the maximisation step."""
     insertion_cap: int = 500
