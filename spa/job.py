@@ -262,6 +262,8 @@ def file_hash(path: str | os.PathLike[str]) -> dict[str, Any]:
         with Path(path).open("rb") as handle:
             digest = hashlib.sha256(handle.read(HASHED_BYTES)).hexdigest()
             size = os.fstat(handle.fileno()).st_size
+    except IsADirectoryError:
+        raise InputError(f"{path}: expected a file, found a folder") from None
     except OSError as error:
         raise InputError(f"{path}: cannot be read: {error.strerror}") from None
     return {"bytes": size, "hashed_bytes": min(size, HASHED_BYTES), "sha256": digest}

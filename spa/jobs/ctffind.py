@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import NDArray
 
 import spa
 from spa.ctf_estimation import CtfEstimate, Settings, estimate, estimate_micrograph
@@ -20,6 +19,7 @@ from spa.ctf_estimation_tilt import tilt
 from spa.errors import InputError
 from spa.io import ctf_plots, mrc, plots
 from spa.io.files import project_path, write_text
+from spa.io.micrograph_image import read_micrograph
 from spa.job import Job
 from spa.kernels.backend import to_device, to_host
 from spa.map_job import Item, MicrographOptions, Row, map_micrographs, worker_device
@@ -206,7 +206,7 @@ def process(item: Item, options: Options) -> Row:
         if options.use_given_ps:
             found = estimate(_given_spectrum(item), wave, options.settings)
         else:
-            image = to_device(_micrograph(item.path), worker_device())
+            image = to_device(read_micrograph(item.path), worker_device())
             uneven = uneven_part(image)
             found, tiles = estimate_micrograph(image, item.pixel_size, options.box, wave, options.settings)
     except ValueError as error:
@@ -227,15 +227,6 @@ def _memory(options: Options, item: Item) -> int:
     if options.use_given_ps:
         return _PROCESS + _PER_BOX * pixels
     return _PROCESS + _PER_BOX * options.box**2 + _PER_PIXEL * pixels
-
-
-def _micrograph(path: Path) -> NDArray[np.float32]:
-    image, _ = mrc.read(path)
-    if len(image) != 1:
-        raise InputError(f"{path}: expected one image, found {len(image)}")
-    if not np.isfinite(image).all():
-        raise InputError(f"{path}: expected finite pixels, found {int((~np.isfinite(image)).sum())} that are not")
-    return np.asarray(image[0])
 
 
 def _given_spectrum(item: Item) -> Spectrum:

@@ -177,7 +177,7 @@ def test_a_defocus_at_the_end_of_the_range_names_the_range(good, capsys):
         (("--Box", 301), 2, "--Box 301: expected an even number"),
         (("--do_phaseshift", "--phase_min", 90, "--phase_max", 10), 2, "--phase_min 90"),
         (("--use_given_ps",), 1, "no column rlnCtfPowerSpectrum"),
-        (("--i", "mics"), 1, "mics: cannot be read: Is a directory"),
+        (("--i", "mics"), 1, "mics: expected a file, found a folder"),
     ],
 )
 def test_wrong_options_are_told_in_a_line(arguments, status, words, capsys):
