@@ -208,7 +208,7 @@ def refusal(capsys: pytest.CaptureFixture[str]) -> str:
         (["--patch_x", "5"], {}, "--patch_y 1"),
         (["--patch_x", "40", "--patch_y", "40"], {}, "too small for 40 x 40 patches"),
         (["--gainref", "absent.mrc"], {}, "absent.mrc"),
-        (["--gainref", "."], {}, "directory"),
+        (["--gainref", "."], {}, "found a folder"),
         (["--gainref", "movies.star"], {}, "error: movies.star: expected an MRC file"),
         (["--defect_file", "bad.txt"], {}, "bad.txt, line 1"),
         (["--bin_factor", "8"], {}, "--bin_factor 8"),
