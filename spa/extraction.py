@@ -45,6 +45,13 @@ def reaches(centres: ArrayLike, box_size: int, shape: tuple[int, int]) -> NDArra
     return np.asarray(((first < np.array(shape[::-1])) & (first + box_size > 0)).all(axis=1))
 
 
+def varied(micrograph: NDArray[np.float32], centres: ArrayLike, box_size: int) -> NDArray[np.bool_]:
+    """Which windows (n,) around `centres` (n, 2) in a micrograph (rows, columns) are not one grey value throughout."""
+    places = np.asarray(centres, dtype=np.float64).reshape(-1, 2)
+    each = (windows(micrograph, place, box_size) for place in places)
+    return np.array([np.ptp(window) > 0 for window in each], dtype=bool)
+
+
 def windows(micrograph: Array, centres: ArrayLike, box_size: int) -> Array:
     """Cut windows (n, box, box) around `centres` (n, 2), in pixels (x, y), out of a micrograph (rows, columns).
 

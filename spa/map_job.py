@@ -64,6 +64,7 @@ def map_micrographs(
     named_after: str | None = None,
     owns: Sequence[str] = (),
     reserved: Sequence[str] = (),
+    state: str = "",
 ) -> Block:
     """Run `process` over the images of a STAR file and write the table of what it found.
 
@@ -85,6 +86,7 @@ def map_micrographs(
     named_after : the column whose names the outputs take, where that is not `column`.
     owns : columns that come from `process` only, so that those of an earlier run in the input are dropped.
     reserved : names in the output folder, without suffix, that the outputs of no micrograph may have.
+    state : changes with whatever else a result depends on, such as what the files say that a list names.
 
     Returns
     -------
@@ -104,7 +106,9 @@ def map_micrographs(
     refuse_losing(path, column, (item.row[column] for item in items), options.i)
     _warn_of_repeats(items, options, job)
     remove_leftovers({(Path(options.o) / item.stem).parent for item in items})
-    finished = Finished(options.o, _settings(options), {item.stem for item in items})
+    finished = Finished(
+        options.o, _settings(options) | ({"state": state} if state else {}), {item.stem for item in items}
+    )
     rows: dict[int, Row] = {}
     if options.only_do_unfinished or options.continue_:
         rows = {item.number: row for item in items if (row := finished.load(item)) is not None}

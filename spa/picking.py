@@ -28,7 +28,8 @@ class Found:
     """What was picked.
 
     peaks : those at or above `threshold`; every : also those below.
-    beaten : number of peaks that looked more like a decoy. odd : number of peaks of far too much contrast.
+    beaten : number of peaks that looked more like a decoy. odd : number of peaks whose
+    surroundings have too much contrast or are too dark.
     """
 
     peaks: Peaks
@@ -48,7 +49,8 @@ class Limits:
 
     min_distance : pixels of the prepared image. threshold : lowest score, None for the automatic one, to which
     `adjust` is added. upper : highest score. max_stddev, min_average : of the micrograph under the disc, in its
-    robust standard deviations; None for no limit.
+    robust standard deviations; None for no limit. usual : leave out peaks around which the micrograph deviates
+    more than twice as much as around most of them: they are dirt.
     """
 
     min_distance: float
@@ -57,6 +59,7 @@ class Limits:
     upper: float = np.inf
     max_stddev: float | None = None
     min_average: float | None = None
+    usual: bool = True
 
 
 def given(centres: NDArray[np.float64], score: NDArray[np.float64], threshold: float) -> Found:
@@ -77,7 +80,7 @@ def by_shape(
     """
     sizes = ladder(*diameters)
     score, label = (to_host(a) for a in blob_scores(prepared.flat, prepared.usable, sizes / prepared.pixel_size))
-    blobs = find_peaks(score, limits.min_distance, _FLOOR, label, sizes.tolist())
+    blobs = find_peaks(score, limits.min_distance, _FLOOR, label, sizes.tolist(), to_host(prepared.usable))
     field = Field.of(prepared, PROFILE_REACH / 2 * float(np.mean(diameters)) / prepared.pixel_size)
     found = _by_profile(prepared, field, blobs, limits, seed) if refine else None
     if found is None:
@@ -164,7 +167,7 @@ def _scored(
     groups = [wanted] if decoys is None else [wanted, decoys]
     scores = [(to_host(score), to_host(label)) for score, label in field.best_of(groups, bank)]
     score, label = scores[0]
-    peaks = find_peaks(score, limits.min_distance, _FLOOR, label)
+    peaks = find_peaks(score, limits.min_distance, _FLOOR, label, usable=to_host(field.usable))
     beaten = 0
     if decoys is not None:
         reach = 1 + 2 * int(_DECOY_REACH * limits.min_distance)
@@ -185,10 +188,11 @@ def _scored(
 
 def _with_limits(found: Found, prepared: Prepared, field: Field, limits: Limits) -> Found:
     """Without peaks whose surroundings have too much contrast, or are too dark."""
-    plain = Field(prepared.plain, prepared.usable, field.radius)
+    even = xp_of(prepared.plain).where(prepared.usable, prepared.plain, 0)
+    plain = Field(even, prepared.usable, field.radius)
     deviation = found.peaks.at(to_host(plain.deviation))
     good = np.ones(len(deviation), dtype=bool)
-    if len(deviation) >= FEWEST_SEEDS:
+    if limits.usual and len(deviation) >= FEWEST_SEEDS:
         good &= deviation <= _CONTRAST * np.median(deviation)
     if limits.max_stddev is not None:
         good &= deviation <= limits.max_stddev

@@ -1,10 +1,13 @@
 """Where in a micrograph nothing should be picked: ice crystals, dirt, carbon. Arrays only, on the CPU.
 
 Grains stand out of their surroundings by their level. Carbon is a second level on a large part of the image, beyond
-a sharp edge, with more texture; a slow change of the ice's thickness is neither.
+a sharp edge, with more texture, a grid bar one with far less; a slow change of the ice's thickness is neither. What
+is constant was never measured.
 """
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,34 +24,103 @@ _ROUNDS = 4
 _STEP = 4.0  # standard deviations of the details between ice and carbon
 _BETWEEN = 0.12  # fraction of the pixels in the middle half of the step, at most, where it is an edge
 _TEXTURE = 1.05  # of carbon, over that of ice
+_OPAQUE = 0.6  # of a grid bar, over that of ice, at most
+_MOSTLY = 0.7  # of the image: if more is dirty, too little is left to tell levels apart
 _SMALLEST = 0.02  # of the image: less than that is no second level
 _LEVELS = 128
+_NARROW, _FEWEST = 0.125, 8  # diameters and pixels: what is narrower is not told from equal pixels by chance
+_EQUAL = 0.1  # of the usual difference between neighbours: less is none
+_SAMPLED = 1 << 20  # pixels that a median is taken of, about
 
 
-def usable_area(plain: Image, pixel_size: float, diameter: float, reach: float = 0.5) -> Mask:
+def constant_area(image: Image, size: float) -> Mask:
+    """Pixels of regions without any noise, such as a part filled with one value, bool like the image.
+
+    size : the particle's diameter in pixels.
+    """
+    none = np.zeros(image.shape, dtype=bool)
+    width = max(_FEWEST, round(_NARROW * size))
+    every = max(1, image.size // _SAMPLED)
+    change = np.abs(np.diff(image[::every], axis=1))
+    change = change[change > 0]
+    if not change.size:
+        return ~none
+    equal = _EQUAL * float(np.median(change))
+    half = width // 2
+    rows, columns = (n // half * half for n in image.shape)
+    blocks = image[:rows, :columns].reshape(rows // half, half, columns // half, half)
+    if not (np.ptp(blocks, axis=(1, 3)) <= equal).any():  # a constant square of `width` would hold such a block
+        return none
+    span = ndimage.maximum_filter(image, width, mode="nearest") - ndimage.minimum_filter(image, width, mode="nearest")
+    origin = 0 if width % 2 else -1  # of the dilation by the same window, mirrored
+    return np.asarray(ndimage.maximum_filter(span <= equal, width, mode="constant", origin=origin), dtype=bool)
+
+
+def filled(image: Image, constant: Mask, seed: int) -> Image:
+    """An image whose constant pixels have values drawn from the others, so that no level and no edge is left of them.
+
+    Raises
+    ------
+    ValueError
+        If all is constant.
+    """
+    values = image[~constant]
+    if not values.size:
+        raise ValueError("the micrograph has no contrast")
+    out = image.copy()
+    out[constant] = np.random.default_rng(seed).choice(values, int(constant.sum()))
+    return out
+
+
+def on_grid(mask: Mask, shape: Sequence[int], step: float) -> Mask:
+    """A mask of a micrograph on the grid of the shrunken one, (rows, columns)."""
+    rows, columns = (
+        np.minimum(np.rint(np.arange(n) * step).astype(np.int64), size - 1)
+        for n, size in zip(shape, mask.shape, strict=True)
+    )
+    return np.asarray(mask[rows[:, None], columns])
+
+
+def _away_from(dirty: Mask, distance: float) -> Mask:
+    """Pixels further than `distance` pixels from all of `dirty`."""
+    if not dirty.any():
+        return ~dirty
+    found: NDArray[np.float64] = ndimage.distance_transform_edt(~dirty)
+    return np.asarray(found > distance)
+
+
+def usable_area(
+    plain: Image,
+    pixel_size: float,
+    diameter: float,
+    constant: Mask | None = None,
+    reach: float = 0.5,
+    only_constant: bool = False,
+) -> Mask:
     """Pixels on which a particle may be centred, bool like the image.
 
     Parameters
     ----------
     plain : float32 (rows, columns), a shrunken micrograph.
     pixel_size, diameter : Angstrom; the diameter is the particle's.
-    reach : diameters to keep away from contamination.
+    constant : bool, like it, pixels that have no say and are not usable.
+    reach : diameters to keep away from contamination. only_constant : look for no other contamination.
     """
     size = diameter / pixel_size
-    film = carbon(plain, np.zeros(plain.shape, dtype=bool), size)
-    dirty = film | grains(plain, film, size)
+    blank = np.zeros(plain.shape, dtype=bool) if constant is None else constant
+    if blank.all() or only_constant:
+        return _away_from(blank, reach * size)
+    film = carbon(plain, blank, size)
+    dirty = film | grains(plain, film | blank, size)
     if not film.any():
-        dirty |= carbon(plain, dirty, size)
-    if not dirty.any():
-        return ~dirty
-    distance: NDArray[np.float64] = ndimage.distance_transform_edt(~dirty)
-    return np.asarray(distance > reach * size)
+        dirty |= carbon(plain, dirty | blank, size)
+    return _away_from(dirty | blank, reach * size)
 
 
 def grains(plain: Image, film: Mask, size: float) -> Mask:
     """Pixels of what is much darker or brighter than its surroundings.
 
-    film : pixels of carbon, which have no say. size : the particle's diameter in pixels.
+    film : pixels of carbon and of what is constant, which have no say. size : the particle's diameter in pixels.
 
     Notes
     -----
@@ -77,7 +149,7 @@ def carbon(plain: Image, dirty: Mask, size: float) -> Mask:
     dirty : pixels that are contamination, which have no say. size : the particle's diameter in pixels.
     """
     none = np.zeros(plain.shape, dtype=bool)
-    if dirty.mean() > 0.5:
+    if dirty.mean() > _MOSTLY:
         return none
     clean = ndimage.distance_transform_edt(~dirty) > _COARSE * size
     fine = local_mean(plain, ~none, _FINE * size)
@@ -97,7 +169,7 @@ def carbon(plain: Image, dirty: Mask, size: float) -> Mask:
         return none
     texture = np.abs(plain - fine)
     rough = float(texture[dark].mean() / texture[clean & ~dark].mean())
-    return np.asarray(step < threshold) if rough > _TEXTURE else none
+    return np.asarray((step < threshold) & ~dirty) if rough > _TEXTURE or rough < _OPAQUE else none
 
 
 def _deviation(values: NDArray[np.float32]) -> float:

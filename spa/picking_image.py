@@ -21,6 +21,7 @@ _SAMPLED = 1 << 20  # pixels that a median is taken of
 _FLOOR = 0.1  # of the image's standard deviation: less contrast than that around a pixel is none
 _WHITENED = 1e-2  # of the largest amplitude: the spectrum is not raised beyond it
 _RINGS = 48
+_HIGHEST = float(np.sqrt(0.5))  # frequency, 1/pixel, in the corner of a transform
 
 
 @dataclass(frozen=True)
@@ -30,8 +31,7 @@ class Prepared:
     values : float32 (rows, columns), particles bright, local mean 0 and variance 1, white spectrum; 0 where nothing
     can be picked. flat : like it, before its spectrum was made white. usable : bool, like it. plain : float32, like it,
     in robust standard deviations from the median, as bright as in the micrograph. amplitude : float64 (n_rings,), what
-    the spectrum was divided by, up to `highest` (1/pixel). step : pixels of the micrograph per pixel. pixel_size :
-    Angstrom.
+    the spectrum was divided by, up to the corner. pixel_size : Angstrom.
     """
 
     values: Array
@@ -39,8 +39,6 @@ class Prepared:
     usable: Array
     plain: Array
     amplitude: NDArray[np.float64]
-    highest: float
-    step: float
     pixel_size: float
 
 
@@ -115,15 +113,13 @@ def local_mean(image: Array, usable: Array, sigma: float) -> Array:
     return blurred(xp.where(usable, image, 0), sigma) / xp.maximum(weight, 1e-3)
 
 
-def prepare(
-    plain: Array, usable: Array, step: float, pixel_size: float, diameter: float, bright: bool = False
-) -> Prepared:
+def prepare(plain: Array, usable: Array, pixel_size: float, diameter: float, bright: bool = False) -> Prepared:
     """Bring a shrunken micrograph to local mean 0 and variance 1, and its spectrum to white.
 
     Parameters
     ----------
     plain : float32 (rows, columns), of `shrink`. usable : bool, where something may be picked.
-    step : micrograph pixels per pixel. pixel_size, diameter (of the particle) : Angstrom.
+    pixel_size, diameter (of the particle) : Angstrom.
     bright : particles are bright in the micrograph; dark ones are turned over.
 
     Raises
@@ -140,14 +136,14 @@ def prepare(
     overall = float(xp.sqrt((values**2).sum() / usable.sum()))
     deviation = xp.sqrt(xp.maximum(local_mean(values**2, usable, sigma), 0))
     values = xp.where(usable, values / xp.maximum(deviation, _FLOOR * overall), 0).astype(np.float32)
-    amplitude, highest = _amplitude(values, float(usable.mean()))
-    white = xp.where(usable, _whitened(values, amplitude, highest), 0).astype(np.float32)
-    return Prepared(white, values, usable, plain, amplitude, highest, step, pixel_size)
+    amplitude = _amplitude(values, float(usable.mean()))
+    white = xp.where(usable, _whitened(values, amplitude), 0).astype(np.float32)
+    return Prepared(white, values, usable, plain, amplitude, pixel_size)
 
 
-def whitening(amplitude: NDArray[np.float64], highest: float, frequency: NDArray[np.floating]) -> NDArray[np.float32]:
+def whitening(amplitude: NDArray[np.float64], frequency: NDArray[np.floating]) -> NDArray[np.float32]:
     """What makes a transform as white as the prepared image, at frequencies in 1/pixel of that image."""
-    places = (np.arange(len(amplitude)) + 0.5) * highest / len(amplitude)
+    places = (np.arange(len(amplitude)) + 0.5) * _HIGHEST / len(amplitude)
     return np.asarray(1 / np.interp(frequency, places, amplitude), dtype=np.float32)
 
 
@@ -155,24 +151,23 @@ def _radius(shape: Sequence[int]) -> NDArray[np.float64]:
     return np.asarray(np.hypot(np.fft.fftfreq(shape[0])[:, None], np.fft.rfftfreq(shape[1])[None]))
 
 
-def _amplitude(values: Array, covered: float) -> tuple[NDArray[np.float64], float]:
+def _amplitude(values: Array, covered: float) -> NDArray[np.float64]:
     """Root mean power per pixel in rings up to the corner, smooth; `covered` is the fraction that is not 0."""
     xp, fft = xp_of(values), fft_of(values)
     shape = fast_shape(values.shape, 0)
     radius = _radius(shape)
-    highest = float(np.sqrt(0.5))
-    ring = xp.asarray(np.minimum((radius / highest * _RINGS).astype(np.int32), _RINGS - 1).ravel())
+    ring = xp.asarray(np.minimum((radius / _HIGHEST * _RINGS).astype(np.int32), _RINGS - 1).ravel())
     power = xp.abs(fft.rfft2(values, s=shape, **fft_workers(values))).ravel().astype(np.float64) ** 2
     sums, counts = (to_host(xp.bincount(ring, weights=w, minlength=_RINGS)) for w in (power, xp.ones_like(power)))
     mean = sums / np.maximum(counts, 1) / (values.size * covered)
     smooth = np.convolve(np.pad(mean, 1, mode="edge"), [0.25, 0.5, 0.25], mode="valid")
     amplitude = np.sqrt(smooth)
-    return np.maximum(amplitude, _WHITENED * amplitude.max()), highest
+    return np.asarray(np.maximum(amplitude, _WHITENED * amplitude.max()))
 
 
-def _whitened(values: Array, amplitude: NDArray[np.float64], highest: float) -> Array:
+def _whitened(values: Array, amplitude: NDArray[np.float64]) -> Array:
     xp, fft = xp_of(values), fft_of(values)
     shape = fast_shape(values.shape, 0)
     ft = fft.rfft2(values, s=shape, **fft_workers(values))
-    ft *= xp.asarray(whitening(amplitude, highest, _radius(shape)))
+    ft *= xp.asarray(whitening(amplitude, _radius(shape)))
     return fft.irfft2(ft, s=shape, **fft_workers(values))[: values.shape[0], : values.shape[1]]

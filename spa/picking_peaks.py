@@ -60,12 +60,14 @@ def find_peaks(
     floor: float,
     label: NDArray[np.integer] | None = None,
     sizes: Sequence[float] = (0.0,),
+    usable: NDArray[np.bool_] | None = None,
 ) -> Peaks:
     """Peaks of at least `floor`, none nearer than `min_distance` pixels to a higher one.
 
     Parameters
     ----------
-    score : float32 (rows, columns); label : int, like it, which template scored.
+    score : float32 (rows, columns); label : int, like it, which template scored. usable : bool, like it, what is not
+        masked; no pixel at its edge is a peak.
     sizes : diameter that goes with each label; one for all if it is the only one.
 
     Notes
@@ -73,7 +75,10 @@ def find_peaks(
     A parabola through each peak and its neighbours gives the fraction of a pixel, along each axis.
     """
     highest = ndimage.maximum_filter(score, size=3, mode="nearest")
-    rows, columns = np.nonzero((score == highest) & (score >= floor))
+    good = score >= floor
+    if usable is not None:  # beside the mask a score may go on rising behind it
+        good &= ndimage.binary_erosion(usable, np.ones((3, 3), dtype=bool), border_value=1)
+    rows, columns = np.nonzero((score == highest) & good)
     order = np.argsort(-score[rows, columns], kind="stable")
     rows, columns = rows[order], columns[order]
     centres = np.stack([_refined(score, rows, columns, 1), _refined(score, rows, columns, 0)], axis=1)

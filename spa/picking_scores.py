@@ -15,11 +15,13 @@ from spa.grids import radius_grid
 from spa.kernels.backend import Array, fft_of, fft_workers, xp_of
 from spa.picking_image import Prepared, fast_shape
 
+SCORES_AT_ONCE = 1 << 25
+"""Pixels times templates that are scored together."""
+
 _COVERED = 0.55  # of the disc that must lie on usable ground
 _FLATTEST = 0.3  # of the usual deviation: a smoother place is taken for as rough as that
 _KEPT = 0.98  # of the templates' power by their principal components
 _AS_THEY_ARE = 8  # templates that are not worth finding the components of
-_PIXELS_AT_ONCE = 1 << 14
 _TRANSFORMS_AT_ONCE = 1 << 24  # pixels
 
 
@@ -29,13 +31,13 @@ class Field:
     Attributes
     ----------
     inside : bool (box, box), the disc. mean, deviation : float32 (rows, columns), of the micrograph under the disc.
-    valid : bool, like it, where enough of the disc is usable.
+    usable : bool, like it, as given. valid : bool, like it, where enough of the disc is usable.
     """
 
     def __init__(self, values: Array, usable: Array, radius: float) -> None:
         self.xp, self.fft = xp_of(values), fft_of(values)
         xp = self.xp
-        self.radius = radius
+        self.radius, self.usable = radius, usable
         self.box = 2 * (int(np.ceil(radius)) + 1)
         self.inside = radius_grid(self.box, 2) <= radius
         self._shape = fast_shape(values.shape, self.box)
@@ -80,8 +82,9 @@ class Field:
             weights = xp.ascontiguousarray(bank.weights[group].T)
             score = xp.empty(responses.shape[1], dtype=np.float32)
             label = xp.empty(responses.shape[1], dtype=np.int32)
-            for start in range(0, responses.shape[1], _PIXELS_AT_ONCE):
-                part = slice(start, start + _PIXELS_AT_ONCE)
+            together = max(1, SCORES_AT_ONCE // len(group))
+            for start in range(0, responses.shape[1], together):
+                part = slice(start, start + together)
                 products = responses[:, part].T @ weights
                 first = products.argmax(axis=1)
                 label[part] = group[first]
@@ -121,7 +124,7 @@ def unit(templates: Array) -> Array:
     """Templates (n, n_pixels) with mean 0 and sum of squares 1, float32."""
     xp = xp_of(templates)
     centred = templates - templates.mean(axis=1, keepdims=True)
-    norm = xp.sqrt((centred.astype(np.float64) ** 2).sum(axis=1, keepdims=True))
+    norm = xp.sqrt((centred**2).sum(axis=1, keepdims=True, dtype=np.float64))
     return (centred / xp.maximum(norm, 1e-30)).astype(np.float32)
 
 

@@ -54,12 +54,15 @@ def of_map(
     volume : float32 (size, size, size), axes (z, y, x). pixel_size, new_pixel_size : Angstrom, of the map and of the
     templates. box : of the templates, even. order : HEALPix. sym : point group.
     """
-    directions = healpix.pix2vec(order, np.arange(healpix.n_pixels(order)))
-    kept = np.flatnonzero(symmetry.asymmetric_unit(directions, symmetry.operators(sym)))
-    tilt, rot = healpix.pix2ang(order, kept)
+    tilt, rot = healpix.pix2ang(order, _directions(order, sym))
     reference = resample(volume, pixel_size, new_pixel_size, box)
     transform = reference_transform(reference, _PADDING, box // 2 - 1)[None]
     return _turned(transform, np.degrees(rot), np.degrees(tilt), box, new_pixel_size, step)
+
+
+def n_of_map(order: int, sym: str, step: float) -> int:
+    """How many templates `of_map` makes (InputError for an unknown group)."""
+    return len(_directions(order, sym)) * len(in_plane(step))
 
 
 def of_images(images: Array, pixel_size: float, new_pixel_size: float, box: int, step: float) -> Templates:
@@ -71,12 +74,23 @@ def of_images(images: Array, pixel_size: float, new_pixel_size: float, box: int,
     return _turned(transforms, zeros, zeros, box, new_pixel_size, step)
 
 
+def _directions(order: int, sym: str) -> NDArray[np.int64]:
+    """HEALPix pixels of the asymmetric unit."""
+    directions = healpix.pix2vec(order, np.arange(healpix.n_pixels(order)))
+    return np.flatnonzero(symmetry.asymmetric_unit(directions, symmetry.operators(sym)))
+
+
+def in_plane(step: float) -> NDArray[np.float64]:
+    """In-plane angles `step` degrees apart."""
+    return np.arange(0.0, 360.0, step)
+
+
 def _turned(
     references: Array, rot: NDArray[np.float64], tilt: NDArray[np.float64], box: int, pixel_size: float, step: float
 ) -> Templates:
     """Slices of one map in all directions, or of one image each, at all in-plane angles."""
     xp = xp_of(references)
-    angles = np.arange(0, 360, step)
+    angles = in_plane(step)
     which = np.repeat(np.arange(len(rot)), len(angles))
     psi = np.tile(angles, len(rot))
     matrices = xp.asarray(euler.matrix(rot[which], tilt[which], psi).astype(np.float32))
@@ -105,15 +119,15 @@ def seen(
     limit = templates.pixel_size / lowpass
     ramp = np.clip((frequency / limit - 1 + _EDGE) / (2 * _EDGE), 0, 1)
     window = xp.asarray((0.5 + 0.5 * np.cos(np.pi * ramp)).astype(np.float32))
-    window = window * xp.asarray(whitening(prepared.amplitude, prepared.highest, frequency))
+    window = window * xp.asarray(whitening(prepared.amplitude, frequency))
     if ctf_coefficients is not None:
         window = window * ctf_image(xp.asarray(ctf_coefficients), box)[0]
     mask = xp.asarray(inside)
     out = xp.empty((len(templates), int(inside.sum())), dtype=np.float32)
     for start in range(0, len(templates), _AT_ONCE):
         part = slice(start, start + _AT_ONCE)
-        out[part] = pad_or_crop(inverse(templates.transforms[part] * window, box), len(inside), 2)[:, mask]
-    return unit(out)
+        out[part] = unit(pad_or_crop(inverse(templates.transforms[part] * window, box), len(inside), 2)[:, mask])
+    return out
 
 
 def map_diameter(volume: NDArray[np.float32], pixel_size: float) -> float:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from spa.errors import InputError
 from spa.io import star
@@ -15,10 +15,20 @@ from spa.io.coordinates import Picks, micrograph_stem
 from spa.io.files import project_path, resolve, write_text
 from spa.io.headers import image_header
 from spa.io.micrographs import unique_stems
+from spa.io.name_matching import bare_stem
 from spa.io.star import Block, StarFile
 
 SUFFIX = "_coords.star"
-_OUTSIDE = 0.1  # fraction of a micrograph's coordinates outside it that shows they are of another size
+_OUTSIDE, _FEW = 0.1, 3  # more than that fraction and that number outside show coordinates of another size
+
+
+def many_outside(outside: NDArray[np.bool_]) -> bool:
+    """Whether so many coordinates (n,) of a micrograph lie outside it that they are of another pixel size.
+
+    More than 10 % and more than 3 of them, or all of several: one or two at an edge are a picker's.
+    """
+    count = int(outside.sum())
+    return count > _OUTSIDE * len(outside) and (count > _FEW or 1 < count == len(outside))
 
 
 def known_micrographs(path: str | os.PathLike[str]) -> dict[str, str]:
@@ -46,7 +56,7 @@ def known_micrographs(path: str | os.PathLike[str]) -> dict[str, str]:
 def match(name: str, micrographs: Mapping[str, str]) -> str | None:
     """The micrograph that the coordinates of `name` belong to, among `micrographs` (stem -> file name).
 
-    The stems are the same, or one begins with the other and goes on with a mark such as "_DW"; the longest known
+    The stems are the same, or one begins with the other and goes on with known marks such as "_DW"; the longest known
     beginning wins. None if there is no such micrograph, or several go on from `name`.
     """
     stem = micrograph_stem(name)
@@ -60,10 +70,8 @@ def match(name: str, micrographs: Mapping[str, str]) -> str | None:
 
 
 def _continues(longer: str, shorter: str) -> bool:
-    """Whether `longer` is `shorter` with a mark; a number that follows makes it another micrograph."""
-    return (
-        bool(shorter) and longer.startswith(shorter) and re.match(r"[-_.][A-Za-z]", longer[len(shorter) :]) is not None
-    )
+    """Whether `longer` is `shorter` with marks; any other word that follows makes it another micrograph."""
+    return bool(shorter) and longer.startswith(shorter) and len(longer) > len(shorter) >= len(bare_stem(longer))
 
 
 def gather(gathered: dict[str, Picks], picks: Iterable[Picks], known: Mapping[str, str] | None) -> list[str]:
@@ -121,7 +129,7 @@ def _check_inside(name: str, picks: Picks) -> None:
     header = image_header(path)
     x, y = picks.table.floats("rlnCoordinateX"), picks.table.floats("rlnCoordinateY")
     outside = (x < 0) | (x > header.columns) | (y < 0) | (y > header.rows)
-    if outside.mean() > _OUTSIDE:
+    if many_outside(outside):
         first = int(np.flatnonzero(outside)[0])
         raise InputError(
             f"{name}: {int(outside.sum())} of {len(x)} coordinates lie outside its {header.size} pixels, as "

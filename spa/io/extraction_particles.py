@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 
 from spa.errors import InputError
+from spa.io import star, vintage
 from spa.io.extraction_tables import STATE
 from spa.io.files import project_path
 from spa.io.micrographs import PIXEL_SIZES
-from spa.io.star import Block
+from spa.io.star import Block, StarFile
 
 CTF_COLUMNS = (
     "rlnDefocusU",
@@ -64,6 +65,13 @@ def extracted_optics(groups: Block, box_size: int, binning: float) -> Block:
     return _with_images(groups, [size * binning for size in _pixel_sizes(groups).values()], box_size)
 
 
+def without_particles(source: str, box_size: int, binning: float) -> StarFile:
+    """The tables of an extraction from the micrographs of `source` that finds nothing to extract."""
+    columns = ("rlnCoordinateX", "rlnCoordinateY", "rlnImageName", "rlnMicrographName", "rlnOpticsGroup")
+    particles = Block.table("particles", {column: np.zeros(0) for column in columns})
+    return StarFile([extracted_optics(vintage.upgrade(star.read(source))["optics"], box_size, binning), particles])
+
+
 def reextracted_optics(
     optics: Block, groups: Block, micrographs: Block, particles: Block, box_size: int, binning: float
 ) -> Block:
@@ -86,8 +94,11 @@ def reextracted_optics(
                 f"pixel size in group {number}, found {found[number]:g} and {of[name]:g} Å"
             )
     only = next(iter(sizes.values()))
-    group_sizes = [found.get(number, only) * binning for number in optics.integers("rlnOpticsGroup").tolist()]
-    return _with_images(optics, group_sizes, box_size)
+    group_sizes = [found.get(number, only) for number in optics.integers("rlnOpticsGroup").tolist()]
+    result = _with_images(optics, [size * binning for size in group_sizes], box_size)
+    if "rlnMicrographPixelSize" in optics:
+        result.set("rlnMicrographPixelSize", np.array(group_sizes))
+    return result
 
 
 def _pixel_sizes(groups: Block) -> dict[int, float]:

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 
 from spa.errors import InputError
 from spa.io import star, vintage
-from spa.io.coordinate_tables import match
-from spa.io.coordinates import FOM, micrograph_stem, read_coordinates
+from spa.io.coordinates import FOM, read_coordinates
 from spa.io.files import project_path, resolve
-from spa.io.micrographs import unique_stems
+from spa.io.micrographs import read_items, unique_stems
+from spa.io.name_matching import places
 from spa.io.particle_io import read_particles, to_star
 from spa.io.star import Block, StarFile
 
@@ -31,14 +31,16 @@ STATE = "spaCoordinatesHash"
 """Column that changes with what the coordinate files hold, so that a resumed run sees it."""
 
 _NAME = "rlnMicrographName"
+_SAME_PIXEL = 1e-3  # relative difference of pixel sizes that is one of rounding
 
 
 @dataclass
 class Found:
-    """Coordinate files by the row of their micrograph, and one line for each that belongs to none."""
+    """Coordinate files by the row of their micrograph, one line for each that belongs to none, and what to tell."""
 
     files: dict[int, Path]
     strangers: list[str]
+    notes: list[str] = field(default_factory=list)
 
 
 def listed(path: str | os.PathLike[str], micrographs: Sequence[str]) -> Found:
@@ -52,10 +54,10 @@ def listed(path: str | os.PathLike[str], micrographs: Sequence[str]) -> Found:
     table = next((block for block in star.read(path) if COORDINATES in block), None)
     if table is None:
         raise InputError(f"{path}: expected a table with {_NAME} and {COORDINATES}")
-    place = _Places(micrographs)
-    found = Found({}, [])
+    place = places(table.text(_NAME), micrographs)
+    found = Found({}, [], [f"{path}: {place.told()}"] if place.by_stem else [])
     for row, (name, file) in enumerate(zip(table.text(_NAME), table.text(COORDINATES), strict=True)):
-        number = place.of(name)
+        number = place.rows.get(name)
         label = f"{path}: data_{table.name}, row {row + 1}, column {_NAME}"
         if number is None:
             found.strangers.append(f"{label}: '{name}' is none of the micrographs")
@@ -69,19 +71,35 @@ def listed(path: str | os.PathLike[str], micrographs: Sequence[str]) -> Found:
 def in_folder(folder: str | None, suffix: str, micrographs: Sequence[str]) -> Found:
     """The files named as the micrographs but for `suffix`, in a folder, or beside the micrographs where it is None.
 
-    In a folder the path of a micrograph goes on, without the job that it came from, as RELION has it.
+    In a folder the path of a micrograph goes on, without the job that it came from, as RELION has it; the name with
+    the hash that `spa pick` gives to micrographs of one name comes first.
+
+    Raises
+    ------
+    InputError
+        If one file would be that of two micrographs.
     """
-    files = {}
+    files: dict[int, Path] = {}
+    owner: dict[Path, str] = {}
     for number, name in enumerate(micrographs):
         plain = Path(name).with_suffix("").as_posix() if folder is None else unique_stems([name])[0]
-        path = Path(folder or "", f"{plain}{suffix}")
-        if path.exists():
-            files[number] = path
+        hashed = unique_stems([name], [plain])[0]
+        stems = (plain,) if folder is None else (hashed, plain)
+        path = next((path for stem in stems if (path := Path(folder or "", f"{stem}{suffix}")).exists()), None)
+        if path is None:
+            continue
+        if project_path(owner.setdefault(path, name)) != project_path(name):
+            raise InputError(
+                f"{path}: found for {owner[path]} and for {name}; expected one each, as {folder}/{hashed}{suffix}"
+            )
+        files[number] = path
     return Found(files, [])
 
 
-def refined(path: str | os.PathLike[str], folder: Path, micrographs: Sequence[str]) -> tuple[Found, Block]:
-    """Split refined particles into a STAR file for each micrograph, in `folder`; returns their optics groups, too.
+def refined(path: str | os.PathLike[str], folder: Path, source: str) -> tuple[Found, Block]:
+    """Split refined particles into a STAR file for each micrograph of `source`, in `folder`; their optics groups, too.
+
+    Coordinates in micrographs of another pixel size are brought to that of the micrographs of `source`.
 
     Raises
     ------
@@ -92,23 +110,46 @@ def refined(path: str | os.PathLike[str], folder: Path, micrographs: Sequence[st
     table, optics = everything["particles"], everything["optics"]
     for column in (_NAME, "rlnCoordinateX", "rlnCoordinateY"):
         table.require(column, "extraction needs")
-    place = _Places(micrographs)
+    micrographs = micrograph_names(source)
+    _, items = read_items(source, "micrographs", _NAME, 0, needs=())
     stems = unique_stems(list(micrographs))
-    found = Found({}, [])
     names = np.array(table.text(_NAME))
     distinct, first, member = np.unique(names, return_index=True, return_inverse=True)
+    place = places(distinct.tolist(), micrographs)
+    found = Found({}, [], [f"{path}: {place.told()}"] if place.by_stem else [])
     rows: dict[int, list[int]] = {}
     for index in np.argsort(first).tolist():
-        number = place.of(str(distinct[index]))
+        number = place.rows.get(str(distinct[index]))
         if number is None:
             label = f"{path}: data_particles, row {first[index] + 1}, column {_NAME}"
             found.strangers.append(f"{label}: '{distinct[index]}' is none of the micrographs")
         else:
             rows.setdefault(number, []).extend(np.flatnonzero(member == index).tolist())
+    scales: set[str] = set()
     for number, members in rows.items():
         found.files[number] = folder / f"{stems[number]}_reextract.star"
-        star.write(found.files[number], StarFile([optics, table.rows(np.array(members))]))
+        particles = table.rows(np.array(members))
+        scales |= _to_pixels_of(items[number].pixel_size, particles, optics)
+        star.write(found.files[number], StarFile([optics, particles]))
+    if scales:
+        found.notes.append(f"{path}: coordinates scaled to the pixels of {source}: {', '.join(sorted(scales))}")
     return found, optics
+
+
+def _to_pixels_of(pixel_size: float, particles: Block, optics: Block) -> set[str]:
+    """Scale the coordinates of particles in micrographs of other pixels to those of `pixel_size`; says what changed."""
+    if "rlnMicrographPixelSize" not in optics or "rlnOpticsGroup" not in particles:
+        return set()
+    numbers, sizes = optics.integers("rlnOpticsGroup").tolist(), optics.floats("rlnMicrographPixelSize").tolist()
+    by_group = dict(zip(numbers, sizes, strict=True))
+    before = np.array([by_group.get(number, pixel_size) for number in particles.integers("rlnOpticsGroup").tolist()])
+    differs = np.abs(before - pixel_size) > _SAME_PIXEL * pixel_size
+    if not differs.any():
+        return set()
+    factor = np.where(differs, before / pixel_size, 1.0)
+    for column in ("rlnCoordinateX", "rlnCoordinateY"):
+        particles.set(column, factor * particles.floats(column))
+    return {f"{size:g} Å to {pixel_size:g} Å" for size in np.unique(before[differs]).tolist()}
 
 
 def write_worklist(path: Path, source: str, found: Found) -> StarFile:
@@ -136,20 +177,21 @@ def read_picks(path: Path, micrograph: str) -> Block:
     Raises
     ------
     InputError
-        As `read_coordinates`; coordinates of other micrographs only.
+        As `read_coordinates`; coordinates of other micrographs only, by what the rows say.
     """
     if path.is_file() and not path.stat().st_size:
         return Block.table("", {"rlnCoordinateX": np.zeros(0), "rlnCoordinateY": np.zeros(0)})
     picks = read_coordinates(path)
     if not picks:
         return Block.table("", {"rlnCoordinateX": np.zeros(0), "rlnCoordinateY": np.zeros(0)})
-    if len(picks) == 1:
+    names = [part.micrograph for part in picks]
+    if names == [path.stem]:  # nothing in the file says of which micrograph it is
         return picks[0].table
-    stems = {micrograph_stem(part.micrograph): str(i) for i, part in enumerate(picks)}
-    which = match(micrograph, stems)
-    if which is None:
-        raise InputError(f"{path}: no coordinates of {micrograph}, but of {len(picks)} others")
-    return picks[int(which)].table
+    found = places(names, [micrograph]).rows
+    if not found:
+        more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+        raise InputError(f"{path}: expected coordinates of {micrograph}, found those of {names[0]}{more}")
+    return picks[names.index(next(iter(found)))].table
 
 
 def read_refined(path: Path) -> tuple[Block, Block]:
@@ -175,24 +217,6 @@ def joined(tables: Iterable[Block], name: str) -> tuple[Block, list[str]]:
     left_out = sorted({column for part in parts for column in part.columns} - set(shared))
     frame = pl.concat([part.frame.select(pl.col(shared).cast(pl.String)) for part in parts])
     return Block(name, frame), left_out
-
-
-class _Places:
-    """Rows of micrographs by name, and by what of a name stays the same from program to program."""
-
-    def __init__(self, micrographs: Sequence[str]) -> None:
-        self._rows = {project_path(name): row for row, name in enumerate(micrographs)}
-        stems: dict[str, list[int]] = {}
-        for row, name in enumerate(micrographs):
-            stems.setdefault(micrograph_stem(name), []).append(row)
-        self._stems: Mapping[str, str] = {stem: str(rows[0]) for stem, rows in stems.items() if len(rows) == 1}
-
-    def of(self, name: str) -> int | None:
-        """The row of a micrograph, None if it is not there."""
-        if project_path(name) in self._rows:
-            return self._rows[project_path(name)]
-        found = match(name, self._stems)
-        return None if found is None else int(found)
 
 
 def _from_here(name: str, source: str) -> str:

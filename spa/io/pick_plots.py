@@ -18,6 +18,9 @@ from spa.picking_evaluation import Curve
 
 Floats = NDArray[np.float64]
 
+SIGMA, RANK = "σ", "mean rank, 0 to 1"
+"""Units of figures of merit: of picks, and of what several sets of picks agree on."""
+
 _COLOURS = ListedColormap(colormaps["plasma"](np.linspace(0.25, 1, 192)))
 _BLUE, _RED, _GREEN, _GREY = "#1565c0", "#c0392b", "#2e7d32", "0.45"
 _SMOOTH = 0.8  # pixels of the picture
@@ -31,7 +34,7 @@ class Shown:
 
     image : float32 (rows, columns), shrunken. usable : bool, like it. step : micrograph pixels per pixel of it.
     centres : (n, 2), micrograph pixels. score : (n,). threshold : lowest score of a pick. diameter, pixel_size :
-    Angstrom, of the particle and of a pixel of the micrograph.
+    Angstrom, of the particle and of a pixel of the micrograph. unit : of the scores.
     """
 
     image: NDArray[np.float32]
@@ -42,6 +45,7 @@ class Shown:
     threshold: float
     diameter: float
     pixel_size: float
+    unit: str = SIGMA
 
 
 def micrograph(shown: Shown, name: str) -> Figure:
@@ -80,19 +84,19 @@ def micrograph(shown: Shown, name: str) -> Figure:
         circles.set_clim(min(shown.threshold, float(shown.score.min())), max(top, shown.threshold + 1e-3))
         axes.add_collection(circles)
         bar = figure.add_axes((1 - 0.9 / _SIDE, 0.8 / height, 0.2 / _SIDE, 1 - 1.6 / height))
-        figure.colorbar(circles, cax=bar, label="figure of merit (σ)")
+        figure.colorbar(circles, cax=bar, label=_merit(shown.unit))
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="nm")
     axes.tick_params(labelsize=8)
     masked = "" if usable.all() else f", {1 - shown.usable.mean():.0%} masked (blue)"
     picks = "1 pick" if len(shown.centres) == 1 else f"{len(shown.centres)} picks"
-    axes.set_title(f"{name}: {picks} above {shown.threshold:.2f} σ{masked}", fontsize=10)
+    axes.set_title(f"{name}: {picks} {_above(shown.threshold, shown.unit)}{masked}", fontsize=10)
     return figure
 
 
-def overview(counts: Floats, threshold: Floats, score: list[Floats]) -> Figure:
+def overview(counts: Floats, threshold: Floats, score: list[Floats], unit: str = SIGMA) -> Figure:
     """Counts and figures of merit along the data set, each beside its histogram.
 
-    counts, threshold : (n,), of each micrograph. score : of each micrograph those of its picks.
+    counts, threshold : (n,), of each micrograph. score : of each micrograph those of its picks, in `unit`.
     """
     figure = Figure(figsize=(10.4, 5.6), layout="constrained")
     FigureCanvasAgg(figure)
@@ -113,7 +117,7 @@ def overview(counts: Floats, threshold: Floats, score: list[Floats]) -> Figure:
         lower.scatter(number[some], middle, s=size, color=_BLUE, label="median, and 10 to 90 %")
         lower_side.hist(np.concatenate(score), bins=40, orientation="horizontal", color=_BLUE)
     lower.scatter(number, threshold, s=size, color=_RED, marker="_", label="threshold")
-    lower.set(ylabel="figure of merit (σ)", xlabel="micrograph")
+    lower.set(ylabel=_merit(unit), xlabel="micrograph")
     lower.legend(frameon=False, fontsize=8, ncols=2)
     side.set_xlabel("micrographs", fontsize=8)
     lower_side.set_xlabel("picks")
@@ -156,6 +160,17 @@ def evaluation(curve: Curve, distance: float) -> Figure:
     for panel in panels:
         panel.grid(alpha=0.25, linewidth=0.5)
     return figure
+
+
+def _merit(unit: str) -> str:
+    return f"figure of merit ({unit})"
+
+
+def _above(threshold: float, unit: str) -> str:
+    """What a title says of the threshold."""
+    if unit == SIGMA:
+        return f"above {threshold:.2f} σ"
+    return f"of a mean rank above {threshold:.2f}" if threshold > 0 else "in agreement"
 
 
 def _binned(image: NDArray[np.float32], factor: int) -> NDArray[np.float32]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +17,10 @@ from spa.io import star
 from spa.io.coordinate_tables import gather, known_micrographs
 from spa.io.coordinates import FOM, Picks, read_coordinates
 from spa.io.files import project_path, write_text
-from spa.io.micrographs import read_items
+from spa.io.micrographs import Item, read_items
 from spa.io.patterns import found_files
 from spa.io.star import Block, StarFile
-from spa.picking_evaluation import Curve
+from spa.picking_evaluation import Curve, consensus
 
 Floats = NDArray[np.float64]
 
@@ -47,18 +49,56 @@ def write_list(path: Path, names: Sequence[str], files: Sequence[str], micrograp
     write_text(path.with_name(f"coords_suffix_{path.stem}.star"), f"{project_path(micrographs)}\n")
 
 
-def read_set(source: str | os.PathLike[str], micrographs: str) -> dict[str, Picks]:
+def read_set(source: str | os.PathLike[str], micrographs: str, flag: str = "") -> dict[str, Picks]:
     """Picks by the name of their micrograph in the STAR file `micrographs`.
 
-    `source` is a list of coordinate files, a file of coordinates (of one micrograph or of many), or a pattern.
+    `source` is a list of coordinate files, a file of coordinates (of one micrograph or of many), or a pattern, given
+    with `flag`, which errors name.
 
     Raises
     ------
     InputError
         Nothing there, no coordinates, or none of any of the micrographs.
     """
+    try:
+        return _read_set(os.fspath(source), micrographs)
+    except InputError as error:
+        raise InputError(f"{flag} {str(error).removeprefix('--i ')}".lstrip()) from None
+
+
+def state_of(sets: Sequence[Mapping[str, Picks]]) -> str:
+    """A word that changes with any centre or score of sets of picks."""
+    found = hashlib.sha256()
+    for one in sets:
+        for name in sorted(one):
+            centres, score = numbers(one[name])
+            found.update(f"{name} {len(score)} ".encode() + centres.tobytes() + score.tobytes())
+        found.update(b"end")
+    return found.hexdigest()[:16]
+
+
+def agreed(
+    sources: Sequence[str], state: str, micrographs: str, item: Item, distance: float, at_least: int
+) -> tuple[Floats, Floats]:
+    """Centres (n, 2) and scores (n,) of what sets of picks agree on in a micrograph, as `consensus`.
+
+    state : as of `state_of`. distance : pixels. at_least : sets, 0 for more than half.
+    """
+    sets = []
+    for source in sources:
+        picks = _kept_set(source, state, micrographs).get(item.row["rlnMicrographName"])
+        sets.append(numbers(picks) if picks is not None else (np.zeros((0, 2)), np.zeros(0)))
+    centres, score, _ = consensus(sets, distance, at_least or len(sets) // 2 + 1)
+    return centres, score
+
+
+@lru_cache(maxsize=8)
+def _kept_set(source: str, state: str, micrographs: str) -> dict[str, Picks]:
+    return read_set(source, micrographs)
+
+
+def _read_set(text: str, micrographs: str) -> dict[str, Picks]:
     names = tables.micrograph_names(micrographs)
-    text = os.fspath(source)
     if Path(text).is_file() and Path(text).suffix == ".star" and any(tables.COORDINATES in b for b in star.read(text)):
         listed = tables.listed(text, names)
         gathered = {names[n]: Picks(names[n], tables.read_picks(file, names[n])) for n, file in listed.files.items()}

@@ -16,9 +16,10 @@ from numpy.typing import NDArray
 from spa import extraction
 from spa.errors import InputError
 from spa.extraction import Background
+from spa.io import extraction_checks as checks
 from spa.io import extraction_plots, mrc, plots, star
 from spa.io import extraction_tables as tables
-from spa.io.extraction_particles import extracted_optics, reextracted_optics, with_micrograph
+from spa.io.extraction_particles import extracted_optics, reextracted_optics, with_micrograph, without_particles
 from spa.io.files import project_path
 from spa.io.micrograph_image import read_micrograph
 from spa.io.star import Block, StarFile
@@ -31,11 +32,10 @@ WORKLIST = "micrographs_with_coordinates.star"
 OUTPUT = "extracted_micrographs.star"
 PICTURE = "particles.png"
 _TABLE, _COUNT = "spaParticles", "spaNrParticles"
-_OUTSIDE, _FLAT = "spaNrOutside", "spaNrFlat"
-_OWNED = (_TABLE, _COUNT, _OUTSIDE, _FLAT, tables.STATE)
+_OUTSIDE, _FLAT, _CONSTANT = "spaNrOutside", "spaNrFlat", "spaNrConstant"
+_OWNED = (_TABLE, _COUNT, _OUTSIDE, _FLAT, _CONSTANT, tables.STATE)
 _BATCH = 32 << 20  # bytes of windows that are worked on at once
 _COPIES = 8  # of a batch, at most, while it is normalised
-_MOST_OUTSIDE = 0.1  # fraction of a micrograph's particles outside it that shows they are of another size
 _LARGEST_HALF = 65504.0
 _DARK = -5.0  # standard errors
 _CENTRES = ("rlnCoordinateX", "rlnCoordinateY")
@@ -174,13 +174,27 @@ def run(options: Options, job: Job) -> None:
     """Find the coordinates, extract, join the tables, and say what a user should look at."""
     names = tables.micrograph_names(options.i)
     optics: Block | None = None
+    path = Path(options.part_star or Path(options.o) / "particles.star")
+    inputs = (options.i, options.coord_list, options.reextract_data_star, *names)
+    made = checks.own_files(Path(options.o), names, (WORKLIST, OUTPUT, "extracted_micrographs_failed.star", PICTURE))
+    checks.refuse_replacing("--part_star", path, (*inputs, *made))
+    if options.keep_ctfs_micrographs:
+        checks.require_ctf(options.i)
     if options.reextract_data_star is not None:
-        found, optics = tables.refined(options.reextract_data_star, Path(options.o), names)
+        found, optics = tables.refined(options.reextract_data_star, Path(options.o), options.i)
     elif options.coord_list is not None:
         found = tables.listed(options.coord_list, names)
     else:
         folder = None if options.coord_dir == "ASINPUT" else options.coord_dir
         found = tables.in_folder(folder, options.coord_suffix or "", names)
+    checks.refuse_replacing("--part_star", path, found.files.values())
+    if optics is not None and any(options.point) and options.ref_angpix <= 0:
+        checks.require_one_pixel_size(optics)
+    (Path(options.o) / PICTURE).unlink(missing_ok=True)
+    if options.coord_list is not None and not found.files and not found.strangers:
+        star.write(path, without_particles(options.i, options.box_size, options.binning))
+        job.warn(f"no particles: {options.coord_list} lists no files; {path} is a table without rows")
+        return
     _check_found(found, options, job, names)
     worklist = Path(options.o) / WORKLIST
     tables.write_worklist(worklist, options.i, found)
@@ -200,9 +214,8 @@ def run(options: Options, job: Job) -> None:
         optics = extracted_optics(groups, options.box_size, options.binning)
     else:
         optics = reextracted_optics(optics, groups, micrographs, particles, options.box_size, options.binning)
-    path = Path(options.part_star or Path(options.o) / "particles.star")
     star.write(path, StarFile([optics, particles]))
-    _report(options, job, micrographs, path)
+    _report(options, job, micrographs, particles, path)
     _warn_of_size(options, job, micrographs, groups)
     if len(particles):
         _picture(options, job, particles, optics)
@@ -219,8 +232,11 @@ def process(item: Item, options: Options) -> Row:
     table = _coordinates(item, options, source)
     centres = np.stack([table.floats(column) for column in _CENTRES], axis=1)
     inside = extraction.reaches(centres, options.extract_size, (rows, columns))
-    _refuse_outside(inside, centres, table, item)
+    checks.refuse_outside(inside, centres, table, item)
     wanted = inside & tables.above(table, options.minimum_pick_fom, source)
+    varied = extraction.varied(micrograph, centres, options.extract_size)
+    constant = int((wanted & ~varied).sum())
+    wanted &= varied
     stack = Path(options.o) / f"{item.stem}.mrcs"
     flat = _write_stack(stack, item, options, to_device(micrograph, worker_device()), centres[wanted])
     picked = options.reextract_data_star is None
@@ -232,6 +248,7 @@ def process(item: Item, options: Options) -> Row:
         _COUNT: len(particles),
         _OUTSIDE: int((~inside).sum()),
         _FLAT: flat,
+        _CONSTANT: constant,
     }
 
 
@@ -257,18 +274,6 @@ def _coordinates(item: Item, options: Options, source: Path) -> Block:
     return table
 
 
-def _refuse_outside(inside: NDArray[np.bool_], centres: NDArray[np.float64], table: Block, item: Item) -> None:
-    """Refuse coordinates of which many have their whole box outside the micrograph, as those of another size have."""
-    if not len(inside) or (~inside).mean() <= _MOST_OUTSIDE:
-        return
-    row = int(np.flatnonzero(~inside)[0])
-    x, y = centres[row]
-    raise InputError(
-        f"{item.row[tables.COORDINATES]}: data_{table.name}, row {row + 1}, column rlnCoordinateX: expected a box in "
-        f"{item.path}, found ({x:g}, {y:g}) and {int((~inside).sum())} of {len(inside)} like it outside"
-    )
-
-
 def _write_stack(path: Path, item: Item, options: Options, micrograph: Array, centres: NDArray[np.float64]) -> int:
     """Write the particles at `centres`, batch by batch; returns how many have a background without contrast."""
     if not len(centres):
@@ -287,6 +292,8 @@ def _write_stack(path: Path, item: Item, options: Options, micrograph: Array, ce
                 images, without = extraction.normalise(images, options.background, rng)
                 flat += int(without.sum())
             batch = to_host(-images if options.invert_contrast else images)
+            if not np.isfinite(batch).all():
+                raise InputError(f"{item.path}: images of it come out with values that are not finite")
             if options.float16 and float(np.abs(batch).max()) > _LARGEST_HALF:
                 raise InputError(f"{item.path}: pixels beyond {_LARGEST_HALF:g}; --float16 needs --norm")
             writer.append(batch)
@@ -301,6 +308,8 @@ def _memory(item: Item) -> int:
 
 def _check_found(found: tables.Found, options: Options, job: Job, names: list[str]) -> None:
     """Name coordinates of unknown micrographs and count micrographs without; refuse if nothing is left."""
+    for note in found.notes:
+        job.say(note)
     source = options.coord_list or options.reextract_data_star or f"{options.coord_dir}, {options.coord_suffix}"
     if not found.files:
         first = f"; the first: {found.strangers[0]}" if found.strangers else ""
@@ -322,24 +331,25 @@ def _joined(micrographs: Block, job: Job) -> Block:
     return particles
 
 
-def _report(options: Options, job: Job, micrographs: Block, path: Path) -> None:
+def _report(options: Options, job: Job, micrographs: Block, particles: Block, path: Path) -> None:
     """Say how many particles there are, and what is odd about them."""
     counts = micrographs.integers(_COUNT)
-    outside, flat = int(micrographs.integers(_OUTSIDE).sum()), int(micrographs.integers(_FLAT).sum())
-    if outside:
-        names = micrographs.text("rlnMicrographName")
-        first = names[int(np.flatnonzero(micrographs.integers(_OUTSIDE))[0])]
-        job.warn(f"left out {outside} coordinates whose box lies outside their micrograph, the first in {first}")
+    flat = int(micrographs.integers(_FLAT).sum())
+    names = micrographs.text("rlnMicrographName")
+    for column, what in ((_OUTSIDE, "whose box lies outside their micrograph"), (_CONSTANT, "whose box is constant")):
+        number = micrographs.integers(column)
+        if number.any():
+            first = names[int(np.flatnonzero(number)[0])]
+            job.warn(f"left out {number.sum()} coordinates {what}, the first in {first}")
     if flat:
         job.warn(f"{flat} particles have a background without any contrast and were not divided by it")
     if not counts.sum():
         job.warn(f"no particles: the files of coordinates hold none that are wanted; {path} is a table without rows")
         return
     empty = f", {int((counts == 0).sum())} without any" if (counts == 0).any() else ""
-    job.say(
-        f"{counts.sum()} particles of {len(counts)} micrographs{empty} ({np.median(counts):.0f} each, median) in {path}"
-    )
-    if "rlnDefocusU" not in micrographs:
+    noun = "micrograph" if len(counts) == 1 else "micrographs"
+    job.say(f"{counts.sum()} particles of {len(counts)} {noun}{empty} ({np.median(counts):.0f} each, median) in {path}")
+    if "rlnDefocusU" not in particles:
         job.warn(f"{options.i}: no column rlnDefocusU: the particles have no CTF; run spa ctffind before")
     if not options.norm:
         job.warn("without --norm the particles are not normalised, as refinement needs them")
@@ -360,7 +370,10 @@ def _warn_of_size(options: Options, job: Job, micrographs: Block, groups: Block)
     worst = int(np.argmax(spread - room))
     if spread[worst] <= room[worst]:
         return
-    held = extraction.delocalisation(defocus, voltage, 1.0)[worst] / max(room[worst], 1e-9)
+    if room[worst] <= 0:
+        job.warn(f"the circle of {radius[worst]:.0f} Å fills the box: no room for the signal that the CTF spreads")
+        return
+    held = extraction.delocalisation(defocus, voltage, 1.0)[worst] / room[worst]
     needed = 2 * int(np.ceil((spread + radius)[worst] / pixel_size[worst] * options.binning))
     job.warn(
         f"the box of {options.box_size * pixel_size[worst]:.0f} Å does not hold all signal: at "

@@ -8,7 +8,7 @@ for each of them unless given. --consensus joins the picks of other runs instead
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,30 +16,31 @@ from numpy.typing import NDArray
 
 from spa import picking
 from spa import picking_templates as templates
-from spa.ctf import coefficients
 from spa.errors import InputError
-from spa.io import mrc, pick_plots, pick_tables, plots, star
+from spa.io import mrc, pick_evaluation, pick_plots, pick_references, pick_tables, plots, star
 from spa.io.coordinates import FOM, Picks
 from spa.io.extraction_tables import COORDINATES
 from spa.io.files import project_path
 from spa.io.micrograph_image import read_micrograph
 from spa.io.micrographs import MICROSCOPE, file_state
-from spa.io.pick_references import read_reference, reference_diameter, turned
+from spa.io.patterns import found_files
+from spa.io.pick_references import check_references, ctf_of, reference_diameter, turned
 from spa.io.star import StarFile
 from spa.job import Job
-from spa.kernels.backend import Array, to_device, to_host
+from spa.kernels.backend import to_device, to_host
 from spa.map_job import Item, MicrographOptions, Row, map_micrographs, worker_device
-from spa.options import UsageError, option
-from spa.picking_contamination import usable_area
-from spa.picking_evaluation import consensus, curve
+from spa.options import UsageError, option, specs
+from spa.picking_contamination import constant_area, filled, on_grid, usable_area
 from spa.picking_image import Prepared, prepare, shrink, working_step
 from spa.picking_peaks import Peaks
 from spa.picking_scores import Field
 
 OUTPUT = "micrographs_picked.star"
 _COUNT, _THRESHOLD, _MASKED, _BEATEN = "spaNrPicks", "spaPickThreshold", "spaMaskedArea", "spaNrDecoys"
-_OWNED = (COORDINATES, _COUNT, _THRESHOLD, _MASKED, _BEATEN)
+_ODD = "spaNrOddPicks"
+_OWNED = (COORDINATES, _COUNT, _THRESHOLD, _MASKED, _BEATEN, _ODD)
 _LOG, _PEAKS, _AGREE = "Laplacian of Gaussian", "Peaks", "Several sets of picks"
+_LOOKING = ("min_distance", "max_stddev_noise", "min_avg_noise", "mask_contamination")
 _DISC = 1.15  # diameter of the disc under which templates are compared, in particle diameters: holds some fringes
 _SHORTEST = 0.65  # of the particle's diameter, between two particles
 _SAMPLING = (20.0, 3.0)  # pixels across a particle, and across the shortest wavelength
@@ -87,7 +88,10 @@ class Options(MicrographOptions):
     angpix_ref: float = option(
         -1.0, help="Pixel size of --ref (-1: as its header says)", unit="Å", bounds=(-1, 100), group="Reference"
     )
-    sym: str = option("C1", help="Point group of a map", group="Reference")
+    decoys_angpix: float = option(
+        -1.0, help="Pixel size of --decoys (-1: as its header says)", unit="Å", bounds=(-1, 100), group="Reference"
+    )
+    sym: str = option("C1", help="Point group of --ref, where it is a map; a decoy has none", group="Reference")
     healpix_order: int = option(
         1, help="Directions of a map: 0 for 60°, 1 for 30°, 2 for 15°, 3 for 7.5°", bounds=(0, 4), group="Reference"
     )
@@ -105,8 +109,7 @@ class Options(MicrographOptions):
     )
     threshold: float | None = option(
         None,
-        help="Lowest figure of merit",
-        unit="standard deviations",
+        help="Lowest figure of merit, in standard deviations of noise; with --consensus, of the mean rank, 0 to 1",
         group=_PEAKS,
         default_text="found for each micrograph",
     )
@@ -130,10 +133,13 @@ class Options(MicrographOptions):
         group=_PEAKS,
     )
     mask_contamination: bool = option(
-        True, help="Pick nothing on carbon, ice crystals and dirt, or next to them", group=_PEAKS
+        True,
+        help="Pick nothing on carbon, ice crystals and dirt, or next to them, nor where the contrast is more than "
+        "twice that of most picks",
+        group=_PEAKS,
     )
     consensus: tuple[str, ...] = option(
-        (), help="List of picks to join, as autopick.star; give it for each", group=_AGREE
+        (), help="List of picks to join, as autopick.star, or a file or pattern; give it for each", group=_AGREE
     )
     consensus_min: int = option(
         0, help="Number of lists that must have a particle (0: more than half)", bounds=(0, 1000), group=_AGREE
@@ -157,12 +163,35 @@ class Options(MicrographOptions):
                 f"--LoG_diam_min {self.LoG_diam_min:g}, --LoG_diam_max {self.LoG_diam_max:g}: expected more "
                 "than 0, the smaller one first"
             )
-        if self.decoys and not self.ref:
-            raise UsageError("--decoys: expected with --ref")
+        self._refuse_idle()
+        if self.consensus and len(set(self.consensus)) < 2:
+            raise UsageError("--consensus: expected two different lists or more")
+        if self.consensus and self.threshold is not None and not 0 <= self.threshold <= 1:
+            raise UsageError(f"--threshold {self.threshold:g}: expected a mean rank, 0 to 1, with --consensus")
         if self.consensus_min > len(self.consensus):
             raise UsageError(f"--consensus_min {self.consensus_min}: expected at most {len(self.consensus)}")
         if not self.pickname or "/" in self.pickname:
             raise UsageError(f"--pickname '{self.pickname}': expected the end of a file name")
+        if self.pickname.lower() in (Path(OUTPUT).stem, f"{Path(OUTPUT).stem}_failed"):
+            raise UsageError(f"--pickname {self.pickname}: expected another name than that of the job's own table")
+
+    def _refuse_idle(self) -> None:
+        """Refuse options that would do nothing in this way of picking."""
+        if self.LoG and self.LoG_adjust_threshold and self.threshold is not None:
+            raise UsageError("--LoG_adjust_threshold: expected without --threshold, since it adjusts the one found")
+        for spec in specs(type(self)):
+            if spec.group == _LOG:
+                wanted = "" if self.LoG else "--LoG"
+            elif spec.group == "Reference" or spec.name == "ctf":
+                wanted = "" if self.ref else "--ref"
+            elif spec.name == "decoys_angpix":
+                wanted = "" if self.decoys else "--decoys"
+            elif spec.name in _LOOKING:
+                wanted = "--LoG or --ref" if self.consensus else ""
+            else:
+                wanted = "" if self.consensus or spec.name != "consensus_min" else "--consensus"
+            if wanted and getattr(self, spec.name) != spec.default:
+                raise UsageError(f"{spec.flags[0]}: expected with {wanted} only")
 
     @property
     def list(self) -> Path:
@@ -173,33 +202,45 @@ class Options(MicrographOptions):
 def run(options: Options, job: Job) -> None:
     """Pick in every micrograph, write the lists, draw the set, and compare with the truth if there is one."""
     if options.ref is not None:
-        _check_references(options, job)
+        for line in check_references(_references(options), options.i, options.ctf):
+            job.say(line)
+        job.say(f"particle diameter {_diameter(options):.0f} Å")
     if options.threshold is not None and not 1 <= options.threshold <= 100 and not options.consensus:
         job.warn(f"--threshold {options.threshold:g}: it is in standard deviations of noise, such as 4")
+    sets = [pick_tables.read_set(source, options.i, "--consensus") for source in options.consensus]
     for source in options.consensus:
-        pick_tables.read_set(source, options.i)
-        job.add_input(source)
-    truth = pick_tables.read_set(options.evaluate, options.i) if options.evaluate is not None else None
+        for file in found_files([source]):
+            job.add_input(file)
+    state = pick_tables.state_of(sets) if sets else ""
+    truth = pick_tables.read_set(options.evaluate, options.i, "--evaluate") if options.evaluate is not None else None
+    base = options.list.with_name(f"{options.pickname}_evaluation")
+    for suffix in (".star", ".png"):
+        base.with_name(base.name + suffix).unlink(missing_ok=True)  # of an earlier run
     table = map_micrographs(
         job,
         options,
-        process,
+        partial(process, state=state),
         block="micrographs",
         column="rlnMicrographName",
         output=OUTPUT,
         needs=MICROSCOPE if options.ref is not None and options.ctf else (),
-        memory=_memory,
+        memory=partial(_memory, options=options),
         owns=_OWNED,
         reserved=(Path(OUTPUT).stem, options.pickname),
+        state=state,
     )
     names, files = table.text("rlnMicrographName"), table.text(COORDINATES)
     pick_tables.write_list(options.list, names, files, options.i)
     counts = table.floats(_COUNT)
     score = [star.read(file)[""].floats(FOM) for file in files]
-    picture = plots.save(options.list.with_suffix(".png"), pick_plots.overview(counts, table.floats(_THRESHOLD), score))
+    drawn = pick_plots.overview(counts, table.floats(_THRESHOLD), score, _unit(options))
+    picture = plots.save(options.list.with_suffix(".png"), drawn)
     job.say(
         f"{counts.sum():.0f} picks, {np.median(counts):.0f} in the median micrograph; wrote {options.list}, {picture}"
     )
+    odd = int(table.floats(_ODD).sum())
+    if odd:
+        job.say(f"{odd} more left out for the contrast or darkness around them, {_ODD} in {OUTPUT}")
     empty = [name for name, count in zip(names, counts, strict=True) if not count]
     if empty:
         job.warn(f"{len(empty)} of {len(names)} micrographs have no picks, as {empty[0]}")
@@ -207,8 +248,8 @@ def run(options: Options, job: Job) -> None:
         _evaluate(options, job, truth)
 
 
-def process(item: Item, options: Options) -> Row:
-    """Pick in one micrograph and write its files; returns its columns."""
+def process(item: Item, options: Options, state: str = "") -> Row:
+    """Pick in one micrograph and write its files; returns its columns. `state` is that of the sets of --consensus."""
     image = read_micrograph(item.path)
     diameter = _diameter(options)
     step = working_step(item.pixel_size, _wanted_pixel_size(options, diameter, item.pixel_size))
@@ -216,17 +257,30 @@ def process(item: Item, options: Options) -> Row:
         size = f"{image.shape[1]} x {image.shape[0]}"
         raise InputError(f"{item.path}: {size} pixels are too small for a particle of {diameter:.0f} Å")
     try:
+        constant = constant_area(image, diameter / item.pixel_size)
+        if constant.any():
+            image = filled(image, constant, item.random_seed)
         plain = shrink(to_device(image, worker_device()), step)
-        usable = _usable(plain, item.pixel_size * step, diameter, options)
         if options.consensus:
-            found = _agreed(item, options, step)
+            usable = np.ones(plain.shape, dtype=bool)
+        else:
+            blank = on_grid(constant, plain.shape, step)
+            usable = usable_area(
+                to_host(plain), item.pixel_size * step, diameter, blank, only_constant=not options.mask_contamination
+            )
+        if options.consensus:
+            lists = (options.consensus, state, options.i)
+            distance = options.match_distance / item.pixel_size
+            centres, score = pick_tables.agreed(*lists, item, distance, options.consensus_min)
+            above = score >= (options.threshold or 0.0)
+            found = picking.given(centres[above] / step, score[above], options.threshold or 0.0)
             psi = np.zeros(len(found.peaks))
         elif not usable.any():
             found, psi = picking.given(np.zeros((0, 2)), np.zeros(0), options.threshold or 0.0), np.zeros(0)
         else:
             bright = options.Log_invert if options.LoG else not options.invert
             device = worker_device()
-            prepared = prepare(plain, to_device(usable, device), step, item.pixel_size * step, diameter, bright)
+            prepared = prepare(plain, to_device(usable, device), item.pixel_size * step, diameter, bright)
             found, psi = _picked(item, options, prepared, diameter)
     except ValueError as error:
         raise InputError(f"{item.path}: {error}") from None
@@ -245,6 +299,7 @@ def _picked(
         upper=options.LoG_upper_threshold if options.LoG else np.inf,
         max_stddev=options.max_stddev_noise if options.max_stddev_noise > 0 else None,
         min_average=options.min_avg_noise if options.min_avg_noise > _NO_AVERAGE else None,
+        usual=options.mask_contamination,
     )
     if options.LoG:
         sizes = (options.LoG_diam_min, options.LoG_diam_max)
@@ -252,55 +307,25 @@ def _picked(
         return found, np.zeros(len(found.peaks))
     field = Field.of(prepared, _DISC * diameter / 2 / prepared.pixel_size)
     box = 2 * field.box
-    shape = (options.angpix_ref, options.sym, options.healpix_order, options.ang, prepared.pixel_size, box)
-    paths = [path for path in (options.ref, options.decoys) if path is not None]
-    bank = [turned(path, file_state(path), *shape, worker_device()) for path in paths]
-    ctf = _ctf(item, box * prepared.pixel_size, box) if options.ctf else None
+    grid = (options.healpix_order, options.ang, prepared.pixel_size, box, worker_device())
+    bank = [turned(path, file_state(path), angpix, sym, *grid) for path, angpix, sym, _ in _references(options)]
+    ctf = ctf_of(item, box * prepared.pixel_size, box) if options.ctf else None
     seen = [templates.seen(part, prepared, field.inside, options.lowpass, ctf) for part in bank]
     decoy = np.repeat([False, True][: len(bank)], [len(part) for part in bank])
-    joined = field.xp.concatenate(seen)
+    joined = field.xp.concatenate(seen) if len(seen) > 1 else seen[0]
     found = picking.by_templates(prepared, field, joined, decoy, limits, item.random_seed)
     label = found.peaks.label
     return found.relabelled(bank[0].reference[label] + 1), bank[0].psi[label]
 
 
-def _ctf(item: Item, extent: float, box: int) -> NDArray[np.float32]:
-    """CTF coefficients of a micrograph for templates of `extent` Angstrom and `box` pixels."""
-    values = {}
-    for name, text in (item.row | item.optics).items():
-        if name.startswith("rlnDefocus") or name in (*MICROSCOPE, "rlnPhaseShift"):
-            values[name] = text
-    try:
-        row = {name: float(text) for name, text in values.items()}
-    except ValueError as error:
-        raise InputError(f"{item.path}: its CTF: {error}") from None
-    defocus = (row["rlnDefocusU"], row["rlnDefocusV"], row["rlnDefocusAngle"])
-    voltage, cs, q0 = (row[name] for name in MICROSCOPE)
-    phase = row.get("rlnPhaseShift", 0.0)
-    return coefficients(*defocus, voltage, cs, q0, phase, 0.0, 1.0, extent / box, box)
-
-
-def _usable(plain: Array, pixel_size: float, diameter: float, options: Options) -> NDArray[np.bool_]:
-    if not options.mask_contamination or options.consensus:
-        return np.ones(plain.shape, dtype=bool)
-    return usable_area(to_host(plain), pixel_size, diameter)
-
-
-def _agreed(item: Item, options: Options, step: float) -> picking.Found:
-    """What the lists of picks agree on, in pixels of the shrunken micrograph."""
-    sets = []
-    for source in options.consensus:
-        picks = _read_set(source, file_state(source), options.i).get(item.row["rlnMicrographName"])
-        sets.append(pick_tables.numbers(picks) if picks is not None else (np.zeros((0, 2)), np.zeros(0)))
-    needed = options.consensus_min or len(sets) // 2 + 1
-    centres, score, _ = consensus(sets, options.match_distance / item.pixel_size, needed)
-    above = score >= (options.threshold or 0.0)
-    return picking.given(centres[above] / step, score[above], options.threshold or 0.0)
-
-
-@lru_cache(maxsize=8)
-def _read_set(source: str, state: tuple[int, int], micrographs: str) -> dict[str, Picks]:
-    return pick_tables.read_set(source, micrographs)
+def _references(options: Options) -> list[tuple[str, float, str, str]]:
+    """Of the reference and the decoys: path, pixel size to overrule the header, point group, flag of the size."""
+    found = []
+    if options.ref is not None:
+        found.append((options.ref, options.angpix_ref, options.sym, "--angpix_ref"))
+    if options.decoys is not None:
+        found.append((options.decoys, options.decoys_angpix, "C1", "--decoys_angpix"))
+    return found
 
 
 def _diameter(options: Options) -> float:
@@ -321,31 +346,24 @@ def _wanted_pixel_size(options: Options, diameter: float, pixel_size: float) -> 
     return float(min(diameter / _SAMPLING[0], shortest))
 
 
-def _check_references(options: Options, job: Job) -> None:
-    """Refuse references and micrographs that cannot be used together; say what is done to them."""
-    found = star.read(options.i)
-    table = found["micrographs"]
-    if options.ctf:
-        for column in ("rlnDefocusU", "rlnDefocusV", "rlnDefocusAngle"):
-            table.require(column, "--ctf needs; run spa ctffind first, or give --no_ctf")
-    sizes = [
-        column for column in ("rlnMicrographPixelSize", "rlnMicrographOriginalPixelSize") if column in found["optics"]
-    ]
-    own = float(found["optics"].floats(sizes[0])[0]) if sizes else 0.0
-    for path in (options.ref, options.decoys):
-        if path is None:
-            continue
-        reference, pixel_size, is_map = read_reference(path, options.angpix_ref)
-        what = "map" if is_map else f"{len(reference)} images"
-        also = f", resampled from {pixel_size:g} Å pixels, those of the micrographs being {own:g} Å"
-        job.say(f"{path}: {what} of {reference.shape[-1]} px{also if abs(pixel_size - own) > 1e-3 else ''}")
-    job.say(f"particle diameter {_diameter(options):.0f} Å")
-
-
-def _memory(item: Item) -> int:
+def _memory(item: Item, options: Options) -> int:
     """Bytes that picking in a micrograph takes."""
     found = mrc.info(item.path)
-    return int(np.prod(found.shape)) * (found.dtype.itemsize + 20) + (1 << 29)
+    n_pixels = int(np.prod(found.shape))
+    total = n_pixels * (found.dtype.itemsize + 20) + (1 << 29)
+    if options.ref is None:
+        return total
+    diameter = _diameter(options)
+    step = working_step(item.pixel_size, _wanted_pixel_size(options, diameter, item.pixel_size))
+    box = 2 * round(2 * _DISC * diameter / 2 / (item.pixel_size * step) + 2)
+    parts = [(path, options.healpix_order, sym, options.ang) for path, _, sym, _ in _references(options)]
+    n = sum(pick_references.n_templates(*part) for part in parts)
+    return total + pick_references.memory_of(n, box, round(n_pixels / step**2))
+
+
+def _unit(options: Options) -> str:
+    """Of the figures of merit."""
+    return pick_plots.RANK if options.consensus else pick_plots.SIGMA
 
 
 def _write(
@@ -365,34 +383,37 @@ def _write(
     extra = {"spaPickDiameter": peaks.size} if options.LoG else {}
     block = pick_tables.coordinates(centres, peaks.score, peaks.label, psi, extra)
     star.write(path, StarFile([block]))
-    shown = pick_plots.Shown(plain, usable, step, centres, peaks.score, found.threshold, diameter, item.pixel_size)
+    sizes = (diameter, item.pixel_size)
+    shown = pick_plots.Shown(plain, usable, step, centres, peaks.score, found.threshold, *sizes, _unit(options))
     plots.save(path.with_suffix(".png"), pick_plots.micrograph(shown, item.path.name))
     row: Row = {
         COORDINATES: project_path(path),
         _COUNT: len(peaks),
         _THRESHOLD: found.threshold,
         _MASKED: 1 - float(usable.mean()),
+        _ODD: found.odd,
     }
     return row | ({_BEATEN: found.beaten} if options.decoys else {})
 
 
 def _evaluate(options: Options, job: Job, truth: dict[str, Picks]) -> None:
     """Compare the picks with the truth, over the micrographs that have one."""
-    picks = pick_tables.read_set(options.list, options.i)
-    sizes = pick_tables.pixel_sizes(options.i)
-    known = [name for name in picks if name in truth]
-    if len(known) < len(picks):
-        job.warn(f"{options.evaluate}: no truth for {len(picks) - len(known)} of {len(picks)} micrographs")
-    parts = [(*pick_tables.numbers(picks[n]), pick_tables.numbers(truth[n])[0], sizes[n]) for n in known]
-    if not sum(len(part[0]) for part in parts):
-        job.say(f"nothing to evaluate: no picks in the {len(known)} micrographs of {options.evaluate}")
+    base = options.list.with_name(f"{options.pickname}_evaluation")
+    picks, sizes = pick_tables.read_set(options.list, options.i), pick_tables.pixel_sizes(options.i)
+    compared = pick_evaluation.compare(base, picks, truth, sizes, options.match_distance)
+    if compared.without_truth:
+        job.warn(f"{options.evaluate}: no truth for {len(compared.without_truth)} of {len(picks)} micrographs")
+    if compared.missed:
+        job.warn(
+            f"{len(compared.missed)} of {len(truth)} micrographs with a truth failed or have no picks, as "
+            f"{compared.missed[0]}: their {compared.n_missed} particles count as missed"
+        )
+    found = compared.curve
+    if found is None:
+        job.say(f"nothing to evaluate: no picks in the {len(truth)} micrographs of {options.evaluate}")
         return
-    found = curve(parts, options.match_distance)
-    base = Path(options.o) / f"{options.pickname}_evaluation"
-    offset = pick_tables.write_evaluation(base.with_suffix(".star"), found, options.match_distance)
-    plots.save(base.with_suffix(".png"), pick_plots.evaluation(found, options.match_distance))
     job.say(
         f"precision {found.precision[0]:.3f}, recall {found.recall[0]:.3f}, F1 {found.f1[0]:.3f}, median offset "
-        f"{offset:.1f} Å; best F1 {found.f1[found.best]:.3f} at {found.threshold[found.best]:.2f}; "
+        f"{compared.offset:.1f} Å; best F1 {found.f1[found.best]:.3f} at {found.threshold[found.best]:.2f}; "
         f"wrote {base}.star and .png"
     )

@@ -6,6 +6,7 @@ What is asked for happens in this order; columns and blocks pass through as they
 from __future__ import annotations
 
 import difflib
+import re
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from spa import selection
 from spa.errors import InputError
 from spa.io import star, vintage
 from spa.io.coordinates import FOM
+from spa.io.extraction_checks import refuse_replacing
 from spa.io.star import Block, StarFile
 from spa.job import Job
 from spa.options import CommonOptions, UsageError, option
@@ -46,11 +48,11 @@ class Options(CommonOptions):
     )
     image_angpix: float | None = option(
         None,
-        help="Pixel size of the micrographs that the coordinates belong to",
+        help="Pixel size of the images, and of micrographs whose rlnMicrographPixelSize is not known",
         unit="Å",
         bounds=(0.01, 100),
         group=_DUPLICATES,
-        default_text="rlnMicrographPixelSize, else rlnImagePixelSize",
+        default_text="rlnImagePixelSize",
     )
     split: bool = option(False, help="Write several files", group=_PARTS)
     nr_split: int | None = option(None, help="Number of parts", bounds=(1, 10000), group=_PARTS)
@@ -73,11 +75,12 @@ class Options(CommonOptions):
 
 def run(options: Options, job: Job) -> None:
     """Read, select, write, and say how many rows each step kept."""
+    refuse_replacing("--o", options.o, [options.i])
     found = star.read(options.i)
     table = _main_table(found)
     total, kept = len(table), np.arange(len(table))
     if options.select is not None:
-        values = _values(table, options.select)
+        values = _values(found, table, options.select)
         mask = selection.in_range(values, options.minval, options.maxval)
         kept = kept[mask]
         job.say(f"{len(kept)} of {total} {_noun(table)} with {_told(options)}{_span(values)}")
@@ -91,13 +94,26 @@ def run(options: Options, job: Job) -> None:
         return
     rng = np.random.default_rng(options.random_seed) if options.random_order else None
     parts = selection.split(len(kept), options.nr_split, options.size_split, rng)
-    for number, part in enumerate(parts, 1):
-        path = Path(options.o).with_name(f"{Path(options.o).stem}_split{number}.star")
+    stem = Path(options.o).name.removesuffix(".star")
+    paths = [Path(options.o).with_name(f"{stem}_split{number}.star") for number in range(1, len(parts) + 1)]
+    old = [path for path in _parts_of(Path(options.o).parent, stem) if path not in paths]
+    for path in (*paths, *old):
+        refuse_replacing("--o", path, [options.i])
+    for path in old:
+        path.unlink()
+        job.say(f"removed {path}, a part of an earlier run with more parts")
+    for path, part in zip(paths, parts, strict=True):
         _write(path, found, table, kept[part])
         job.say(f"{len(part)} of {total} {_noun(table)} in {path}{_if_empty(part)}")
     rest = len(kept) - sum(map(len, parts))
     if rest:
         job.say(f"{rest} {_noun(table)} are in none of the parts")
+
+
+def _parts_of(folder: Path, stem: str) -> list[Path]:
+    """The files of parts that are there already."""
+    named = re.compile(re.escape(stem) + r"_split[1-9]\d*\.star")
+    return sorted(path for path in folder.glob("*.star") if named.fullmatch(path.name))
 
 
 def _main_table(found: StarFile) -> Block:
@@ -111,9 +127,11 @@ def _main_table(found: StarFile) -> Block:
     return tables[0]
 
 
-def _values(table: Block, column: str) -> NDArray[np.float64]:
+def _values(found: StarFile, table: Block, column: str) -> NDArray[np.float64]:
     """A column of numbers, InputError naming the nearest column where it is not there."""
     name = column.removeprefix("_")
+    if name not in table and "optics" in found and name in found["optics"]:
+        raise InputError(f"{table.path}: column {name} is in data_optics, expected one of data_{table.name}")
     if name not in table:
         near = difflib.get_close_matches(name, table.columns, n=1, cutoff=0.0)[0] if table.columns else "none"
         raise InputError(f"{table.path}: data_{table.name}: no column {name}; did you mean {near}?")
@@ -139,9 +157,9 @@ def _distinct(found: StarFile, table: Block, kept: NDArray[np.int64], options: O
 
 def _pixel_sizes(particles: Block, optics: Block, options: Options, job: Job) -> NDArray[np.float64]:
     """Pixel size (n,) in Å of the micrographs that the coordinates of each particle belong to."""
-    if options.image_angpix is not None:
-        return np.full(len(particles), options.image_angpix)
     column = "rlnMicrographPixelSize"
+    if options.image_angpix is not None and column not in optics:
+        return np.full(len(particles), options.image_angpix)
     if column not in optics:
         column = "rlnImagePixelSize"
         optics.require(column, "--remove_duplicates needs, or --image_angpix")

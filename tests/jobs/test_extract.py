@@ -9,6 +9,7 @@ import pytest
 
 from spa.cli.main import run
 from spa.io import mrc, star
+from spa.io.micrographs import unique_stems
 from spa.io.particle_io import ParticleImages, read_particles
 from spa.io.star import Block, StarFile
 
@@ -242,12 +243,12 @@ def test_unknown_micrographs_and_missing_coordinates_are_named(picked, capsys):
 def test_particles_outside_are_left_out_if_few_and_refused_if_many(picked, capsys):
     many = np.concatenate([np.tile(CENTRES, (5, 1)), [(900.0, 20.0)]])
     write_picks("picks/a_pick.star", many)
-    write_picks("picks/b_pick.star", CENTRES * 2)
+    write_picks("picks/b_pick.star", np.tile(CENTRES * 2, (2, 1)))
     assert extract() == 0
     told = capsys.readouterr().err
     assert "left out 1 coordinates whose box lies outside their micrograph, the first in " + picked[0] in told
     assert "picks/b_pick.star: data_, row 3, column rlnCoordinateX: expected a box in " in told
-    assert "found (10, 380) and 2 of 4 like it outside" in told  # the second still reaches it with its first columns
+    assert "found (10, 380) and 4 of 8 like it outside" in told  # the second still reaches it with its first columns
     assert len(particles()["particles"]) == 20
 
 
@@ -311,8 +312,9 @@ def test_damaged_and_flat_micrographs(picked, capsys):
     assert extract("--norm") == 0
     told = capsys.readouterr().err
     assert f"{picked[1]}: expected finite pixels, found 1 that are not" in told
-    assert "4 particles have a background without any contrast" in told
-    assert np.isfinite(mrc.read("Extract/job005/Movies/a.mrcs")[0]).all()
+    assert f"left out 4 coordinates whose box is constant, the first in {picked[0]}" in told
+    assert not Path("Extract/job005/Movies/a.mrcs").exists()
+    assert not Path("Extract/job005/particles.png").exists()
     bright = micrograph(0) * 1e4
     mrc.write_stack(picked[0], bright, PIXEL)
     assert extract("--float16") == 1
@@ -325,3 +327,92 @@ def test_micrographs_without_ctf(capsys):
     assert extract("--norm") == 0
     assert "no column rlnDefocusU: the particles have no CTF" in capsys.readouterr().err
     assert not read_particles("Extract/job005/particles.star").has_ctf
+
+
+def one_micrograph(name: str) -> None:
+    write_micrographs()
+    mrc.write_stack(name, micrograph(0), PIXEL)
+    rows = {"rlnMicrographName": [name], "rlnOpticsGroup": [1]}
+    star.write("mics.star", StarFile([Block.table("optics", OPTICS), Block.table("micrographs", rows)]))
+
+
+@pytest.mark.parametrize("other", ["day2/mic.mrc", "day1/mic_second.mrc"])
+def test_coordinates_of_another_micrograph_are_not_taken(other, capsys):
+    one_micrograph("day1/mic.mrc")
+    mrc.write_stack(other, micrograph(1), PIXEL)
+    write_list([other], [write_picks("picks/other.star", CENTRES)])
+    assert extract() == 1
+    assert f"'{other}' is none of the micrographs" in capsys.readouterr().err
+    write_picks("picks/this.star", CENTRES[:2])
+    write_list(["day1/mic.mrc", other], ["picks/this.star", "picks/other.star"])
+    assert extract() == 0
+    assert len(particles()["particles"]) == 2
+    assert "left out" in capsys.readouterr().err
+
+
+def test_coordinates_whose_rows_name_another_micrograph_are_refused(capsys):
+    one_micrograph("day1/mic.mrc")
+    write_list(["day1/mic.mrc"], [write_picks("picks/x.star", CENTRES, rlnMicrographName=["day1/b.mrc"] * 4)])
+    assert extract() == 1
+    assert "picks/x.star: expected coordinates of day1/mic.mrc, found those of day1/b.mrc" in capsys.readouterr().err
+
+
+def test_one_file_is_not_for_two_micrographs(capsys):
+    names = ["MotionCorr/job002/M/a.mrc", "MotionCorr/job003/M/a.mrc"]
+    write_micrographs()
+    for name in names:
+        mrc.write_stack(name, micrograph(0), PIXEL)
+    rows = {"rlnMicrographName": names, "rlnOpticsGroup": [1, 1]}
+    star.write("mics.star", StarFile([Block.table("optics", OPTICS), Block.table("micrographs", rows)]))
+    write_picks("ap/M/a_pick.star", CENTRES)
+    source = ("--coord_dir", "ap", "--coord_suffix", "_pick.star")
+    assert extract(source=source) == 1
+    assert f"ap/M/a_pick.star: found for {names[0]} and for {names[1]}" in capsys.readouterr().err
+    for stem, n in zip(unique_stems(names), (2, 3), strict=True):
+        write_picks(f"ap/{stem}_pick.star", CENTRES[:n])
+    assert extract(source=source) == 0
+    assert particles()["particles"].text("rlnMicrographName") == [names[0]] * 2 + [names[1]] * 3
+
+
+def test_particles_move_to_micrographs_of_another_pixel_size(picked, capsys):
+    assert extract() == 0
+    found = particles()
+    found["optics"].set("rlnMicrographPixelSize", [2 * PIXEL])
+    for axis in "XY":
+        found["particles"].set(f"rlnCoordinate{axis}", found["particles"].floats(f"rlnCoordinate{axis}") / 2)
+    star.write("refined.star", found)
+    assert extract(source=("--reextract_data_star", "refined.star")) == 0
+    assert "coordinates scaled to the pixels of mics.star: 3 Å to 1.5 Å" in capsys.readouterr().out
+    assert particles()["particles"].floats("rlnCoordinateX")[:4].tolist() == pytest.approx(CENTRES[:, 0].tolist())
+    assert particles()["optics"].get_float("rlnMicrographPixelSize") == PIXEL
+
+
+def test_huge_pixels_are_refused_in_a_line(picked, capsys):
+    mrc.write_stack(picked[0], micrograph(0) * 1e25, PIXEL)
+    assert extract("--norm") == 0
+    told = capsys.readouterr().err
+    assert "expected pixels of at most 1e+15" in told
+    assert "RuntimeWarning" not in told
+    assert len(particles()["particles"]) == 4
+
+
+def test_outputs_do_not_replace_inputs_and_ctf_is_not_dropped(picked, capsys):
+    for name in ("mics.star", "coords.star", "Extract/job005/extracted_micrographs.star", "picks/a_pick.star"):
+        assert extract("--part_star", name) == 1
+        assert f"--part_star {name}: would replace" in capsys.readouterr().err
+    assert extract() == 0
+    star.write("refined.star", particles())
+    write_micrographs()
+    again = ("--reextract_data_star", "refined.star")
+    capsys.readouterr()
+    assert extract(source=again) == 0
+    assert "have no CTF" not in capsys.readouterr().err
+    assert extract("--keep_ctfs_micrographs", source=again) == 1
+    assert "no column rlnDefocusU, which --keep_ctfs_micrographs needs" in capsys.readouterr().err
+
+
+def test_an_empty_list_is_a_table_without_rows_and_a_sentence(picked, capsys):
+    write_list([], [])
+    assert extract() == 0
+    assert len(particles()["particles"]) == 0
+    assert "no particles: coords.star lists no files" in capsys.readouterr().err

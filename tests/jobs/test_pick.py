@@ -11,7 +11,9 @@ import pytest
 from spa.cli.main import run
 from spa.io import mrc, pick_plots, plots, star
 from spa.io.coordinates import FOM
+from spa.io.micrographs import read_items
 from spa.io.star import Block, StarFile
+from spa.jobs import pick as job
 
 DIAMETER = "150"
 TRUTH = "sim/truth_coordinates/*.star"
@@ -167,6 +169,96 @@ def test_what_is_finished_is_kept(project, capsys):
     assert Path("Pick/job004/sim/micrographs/mic00001_autopick.star").stat().st_mtime_ns == before
 
 
+def test_a_consensus_follows_the_files_that_its_lists_name(project):
+    for number in (1, 2):
+        Path(f"set{number}").mkdir()
+        for path in Path("sim/truth_coordinates").glob("*.star"):
+            shutil.copy(path, f"set{number}/{path.name}")
+        files = [f"set{number}/mic{i:05d}.star" for i in (1, 2)]
+        names = [f"sim/micrographs/mic{i:05d}.mrc" for i in (1, 2)]
+        columns = {"rlnMicrographName": names, "rlnMicrographCoordinates": files}
+        star.write(f"list{number}.star", StarFile([Block.table("coordinate_files", columns)]))
+    lists = ("--consensus", "list1.star", "--consensus", "list2.star")
+    assert pick(*lists) == 0
+    before = len(coordinates(1))
+    shorter = star.read("set2/mic00001.star")
+    shorter.put(shorter[""].rows(np.arange(5)))
+    star.write("set2/mic00001.star", shorter)
+    assert pick(*lists, "--only_do_unfinished") == 0
+    assert len(coordinates(1)) == 5 < before
+    assert pick("--consensus", "set1/*.star", "--consensus", "set2/*.star", folder="Pick/job005") == 0
+    assert len(coordinates(1, "Pick/job005")) == 5
+
+
+def test_the_settings_of_the_reference_are_not_those_of_decoys(project, monkeypatch):
+    asked = []
+
+    def noted(path, state, angpix, sym, *grid):
+        asked.append((path, angpix, sym))
+        return turned(path, state, angpix, sym, *grid)
+
+    turned = job.turned
+    monkeypatch.setattr(job, "turned", noted)
+    shutil.copy("sim/truth_map.mrc", "decoy.mrc")
+    assert pick(*MAP, "--angpix_ref", "4.1", "--sym", "C2", "--decoys", "decoy.mrc") == 0
+    assert set(asked) == {("sim/truth_map.mrc", 4.1, "C2"), ("decoy.mrc", -1.0, "C1")}
+
+
+def test_particles_of_failed_micrographs_are_missed_ones_and_old_evaluations_go(project, capsys):
+    assert pick(*MAP, "--evaluate", TRUTH) == 0
+    whole = evaluated()
+    Path("sim/micrographs/mic00001.mrc").write_bytes(b"junk")
+    assert pick(*MAP, "--evaluate", TRUTH) == 0
+    assert evaluated()["spaNrTrue"] == whole["spaNrTrue"]
+    assert evaluated()["spaRecall"] < 0.6
+    assert "1 of 2 micrographs with a truth failed or have no picks" in capsys.readouterr().err
+    assert pick(*MAP) == 0
+    assert not Path("Pick/job004/autopick_evaluation.star").exists()
+
+
+def test_tables_of_relion_3_0_are_read(project):
+    found = star.read("sim/truth_ctf.star")
+    table, optics = found["micrographs"], found["optics"]
+    table.drop("rlnOpticsGroup")
+    for column in ("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast"):
+        table.set(column, [optics.floats(column)[0]] * len(table))
+    table.set("rlnMagnification", [10000.0] * len(table))
+    table.set("rlnDetectorPixelSize", [4.0] * len(table))
+    table.name = ""
+    star.write("old.star", StarFile([table]))
+    assert pick(*MAP, source="old.star") == 0
+    assert len(coordinates(1)) > 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "value"), [(LOG, 0.0), ((*LOG, "--no_mask_contamination"), 40.0), (MAP, None), (MAP, 0.0)]
+)
+def test_a_part_filled_with_one_value_is_not_picked(project, arguments, value):
+    name = "sim/micrographs/mic00001.mrc"
+    image = mrc.read(name)[0][0]
+    edge = 192
+    image[:, :edge] = image.mean() if value is None else value
+    mrc.write_volume(name, image, 4.0)
+    assert pick(*arguments) == 0
+    x, y = (coordinates(1).floats(f"rlnCoordinate{axis}") for axis in "XY")
+    assert x.min() > edge + 0.45 * 150 / 4
+    truth = star.read("sim/truth_coordinates/mic00001.star")[""]
+    true = np.stack([truth.floats("rlnCoordinateX"), truth.floats("rlnCoordinateY")], axis=1)
+    distance = np.hypot(true[:, :1] - x, true[:, 1:] - y)
+    inside = (true[:, 0] > edge + 30) & (true[:, 0] < 620) & (true[:, 1] > 20) & (true[:, 1] < 620)
+    assert (distance[inside].min(axis=1) < 10).mean() > 0.8
+    assert (distance.min(axis=0) < 10).mean() > 0.8
+
+
+def test_memory_follows_the_number_of_templates(project):
+    _, items = read_items("sim/truth_ctf.star", "micrographs", "rlnMicrographName", 0)
+    few, many = (
+        job._memory(items[0], job.Options(i="x", ref="sim/truth_map.mrc", ang=ang, particle_diameter=150.0))
+        for ang in (15.0, 1.0)
+    )
+    assert few < many
+
+
 def test_picking_by_shape_needs_no_microscope(project):
     found = star.read("sim/micrographs.star")
     found["optics"].drop("rlnVoltage", "rlnSphericalAberration", "rlnAmplitudeContrast")
@@ -185,8 +277,18 @@ def test_picking_by_shape_needs_no_microscope(project):
         ((*MAP[2:], "--ref", "gone.mrc"), 1, "gone.mrc"),
         ((*MAP, "--i", "sim/micrographs.star"), 1, "no column rlnDefocusU, which --ctf needs"),
         ((*MAP, "--evaluate", "nothing/*.star"), 1, "nothing/*.star"),
-        ((*MAP, "--sym", "Q3"), 1, "symmetry group 'Q3'"),
-        (("--consensus", "sim/micrographs.star"), 1, "expected a table with rlnCoordinateX"),
+        ((*MAP, "--sym", "Q3"), 1, "error: --sym Q3: symmetry group 'Q3'"),
+        (("--consensus", "sim/micrographs.star", "--consensus", "x"), 1, "expected a table with rlnCoordinateX"),
+        (("--consensus", "gone.star", "--consensus", "x"), 1, "error: --consensus gone.star: no file matches"),
+        (("--consensus", "a.star"), 2, "--consensus: expected two different lists or more"),
+        (("--consensus", "a", "--consensus", "b", "--threshold", "4"), 2, "expected a mean rank, 0 to 1"),
+        (("--consensus", "a", "--consensus", "b", "--min_distance", "4"), 2, "--min_distance: expected with --LoG"),
+        ((*MAP, "--evaluate", "nothing*"), 1, "error: --evaluate nothing*: no file matches"),
+        ((*MAP, "--LoG_diam_min", "100"), 2, "--LoG_diam_min: expected with --LoG only"),
+        ((*LOG, "--sym", "C3"), 2, "--sym: expected with --ref only"),
+        ((*LOG, "--LoG_adjust_threshold", "1", "--threshold", "4"), 2, "expected without --threshold"),
+        ((*LOG, "--pickname", "micrographs_picked"), 2, "--pickname micrographs_picked: expected another name"),
+        ((*LOG, "--threshold", "nan"), 2, "--threshold nan: expected a finite number"),
         ((*LOG[:2], "3000", "--LoG_diam_max", "3000"), 1, "too small for a particle of 3000 Å"),
     ],
 )

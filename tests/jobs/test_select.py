@@ -101,7 +101,7 @@ def test_duplicates_go_by_distance_in_angstrom_and_figure_of_merit(capsys):
     assert select("--remove_duplicates", 20) == 0
     assert kept() == [1, 3, 5, 7, 9, 11]
     assert select("--remove_duplicates", 20, "--image_angpix", 1) == 0
-    assert kept() == [1, 5, 7, 11]
+    assert kept() == [1, 3, 5, 7, 9, 11]
 
 
 def test_refined_shifts_count_when_duplicates_are_looked_for():
@@ -195,3 +195,15 @@ def test_random_numbers_follow_the_seed_and_parts_are_fair():
         counts[kept("r_split1.star")] += 1
     assert counts.min() >= 5
     assert counts.max() <= 25
+
+
+def test_parts_carry_the_full_name_and_old_ones_go(capsys):
+    write_particles()
+    for n in (3, 2):
+        assert run(["select", "--i", "in.star", "--o", "sel.v1.star", "--split", "--nr_split", str(n)]) == 0
+    assert sorted(path.name for path in Path.cwd().glob("sel*")) == ["sel.v1_split1.star", "sel.v1_split2.star"]
+    assert "removed sel.v1_split3.star" in capsys.readouterr().out
+    assert run(["select", "--i", "in.star", "--o", "in.star", "--select", "rlnDefocusU", "--minval", "3"]) == 1
+    assert "--o in.star: would replace" in capsys.readouterr().err
+    assert select("--select", "rlnVoltage", "--minval", 3) == 1
+    assert "column rlnVoltage is in data_optics" in capsys.readouterr().err

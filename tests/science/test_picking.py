@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from spa import picking, picking_contamination, picking_image, picking_log, picking_templates
+from spa import picking, picking_contamination, picking_image, picking_log, picking_scores, picking_templates
 from spa.ctf import coefficients
 from spa.kernels.backend import to_host
 from spa.mask import soft_sphere
@@ -43,7 +43,7 @@ def places(shape: tuple[int, int], n: int, seed: int = 3) -> np.ndarray:
 
 def prepared(plain: np.ndarray, put=np.asarray, usable: np.ndarray | None = None) -> picking_image.Prepared:
     usable = np.ones(plain.shape, dtype=bool) if usable is None else usable
-    return picking_image.prepare(put(plain), put(usable), 4.0, PIXEL, DIAMETER)
+    return picking_image.prepare(put(plain), put(usable), PIXEL, DIAMETER)
 
 
 def limits(**more) -> picking.Limits:
@@ -97,6 +97,12 @@ def test_peaks_are_found_between_pixels_and_apart():
     assert np.allclose(found.centres[0], (30.3, 40.8), atol=0.05)
     assert len(found) == 2
     assert found.score[0] > found.score[1]
+
+
+def test_a_slope_into_a_masked_part_is_no_peak():
+    image = 0.5 * blob((80, 90), 60, 40, 4) + blob((80, 90), 20, 40, 6)
+    image[:, :25] = -np.inf
+    assert np.allclose(find_peaks(image, 5, 0.1, usable=image > -np.inf).centres, [(60, 40)], atol=0.05)
 
 
 @pytest.mark.parametrize("distance", [3.0, 9.0])
@@ -167,6 +173,61 @@ def test_grains_and_carbon_are_masked_and_slopes_are_not():
     usable = picking_contamination.usable_area(covered, PIXEL, DIAMETER)
     assert not usable[:, 205:].any()
     assert usable[:, :180].mean() > 0.95
+
+
+@pytest.mark.parametrize("size", [40.0, 88.0, 72.0])
+def test_constant_regions_are_found_to_the_pixel(size):
+    image = noise((200, 180))
+    assert not picking_contamination.constant_area(image, size).any()
+    assert not picking_contamination.constant_area(np.rint(3 * image), size).any()
+    wanted = np.zeros(image.shape, bool)
+    wanted[:, :50] = wanted[120:150, 40:90] = True
+    image[wanted] = 7.0
+    assert (picking_contamination.constant_area(image, size) == wanted).all()
+    full = picking_contamination.filled(image, wanted, 1)
+    assert (full[~wanted] == image[~wanted]).all()
+    assert full[wanted].std() == pytest.approx(1, abs=0.1)
+    usable = picking_contamination.usable_area(full, PIXEL, DIAMETER, wanted)
+    assert not usable[wanted].any()
+    assert usable[:100, 65:].all()
+
+
+def test_a_smooth_dark_bar_is_masked():
+    shape = (300, 320)
+    bar = np.arange(shape[1]) > 220
+    image = np.where(bar, 0.2 * noise(shape, 9) - 9, noise(shape)).astype(np.float32)
+    usable = picking_contamination.usable_area(image, PIXEL, DIAMETER)
+    assert not usable[:, 225:].any()
+    assert usable[:, :200].mean() > 0.95
+
+
+def test_a_masked_level_does_not_count_as_contrast_and_the_limit_can_be_turned_off():
+    shape = (240, 250)
+    truth = places(shape, 25)
+    image = noise(shape) - 3.0 * sum(ring(shape, x, y) for x, y in truth)
+    x, y = truth[0]
+    image += 6 * noise(shape, 5) * (np.hypot(*(np.indices(shape) - np.array([y, x])[:, None, None])) < 9)
+    image -= 5 * 3.0 * ring(shape, x, y)
+    kept = picking.by_shape(prepared(image), (110.0, 130.0), limits(threshold=4.0), 1)
+    every = picking.by_shape(prepared(image), (110.0, 130.0), limits(threshold=4.0, usual=False), 1)
+    assert every.odd == 0 < kept.odd
+    assert len(every.peaks) == len(kept.peaks) + kept.odd
+    usable = np.broadcast_to(np.arange(shape[1]) > 60, shape)
+    level = np.where(np.arange(shape[1]) > 50, noise(shape) - 3.0 * sum(ring(shape, *t) for t in truth), 40.0)
+    ready = prepared(level.astype(np.float32), usable=usable)
+    found = picking.by_shape(ready, (110.0, 130.0), limits(threshold=4.0), 1)
+    assert found.odd == 0
+
+
+def test_scores_are_the_same_however_many_are_made_at_once(monkeypatch):
+    field = noise_field(7.5, (64, 64), 1, noise((4, 4)))
+    bank = Bank.of(unit(np.random.default_rng(3).normal(size=(40, int(field.inside.sum())))))
+    which = np.arange(40, dtype=np.int32)
+    whole = field.best(bank, which)
+    monkeypatch.setattr(picking_scores, "SCORES_AT_ONCE", 40 * 100)
+    parts = field.best(bank, which)
+    assert np.allclose(whole[0][field.valid], parts[0][field.valid], rtol=1e-5)
+    assert (whole[1] == parts[1]).mean() > 0.999
 
 
 def test_hollow_particles_are_picked_by_their_shape_at_their_centres():
