@@ -40,8 +40,7 @@ ACCURACY_PARTICLES = 100
 SCALE_TRUSTED = (0.67, 1.5)
 """Grey scales of the reference, relative to the images, that need no fitting."""
 DETERMINED = 0.1
-"""Share of its probability below which an average particle's likeliest pose leaves it open; good data end at 0.3 to
-1."""
+"""Share of its probability below which an average particle's likeliest pose is in doubt; good data end above 0.3."""
 GROUP_SCALE_SIGMA = 0.2
 """Prior standard deviation of a micrograph's signal intensity around one."""
 

@@ -102,7 +102,7 @@ def read_items(
     if not len(table):
         raise InputError(f"{path}: data_{block}: expected at least one row, found none")
     optics = found["optics"]
-    groups = _groups_of(table, optics)
+    groups = groups_of(table, optics)
     for row in sorted(set(groups)):
         check_group(optics, row, block, needs)
     for part in (table, optics):
@@ -175,7 +175,7 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:8]
 
 
-def _groups_of(table: Block, optics: Block) -> list[int]:
+def groups_of(table: Block, optics: Block) -> list[int]:
     """For each row of `table` the row of its group in `optics`."""
     optics.require("rlnOpticsGroup")
     places: dict[int, int] = {}

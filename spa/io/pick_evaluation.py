@@ -28,6 +28,29 @@ class Compared:
     missed: list[str]
     n_missed: int
 
+    def warnings(self, truth: str, n_picked: int, n_true: int) -> list[str]:
+        """Lines on the micrographs without a truth or without picks, of `n_picked` and `n_true`."""
+        lines = []
+        if self.without_truth:
+            lines.append(f"{truth}: no truth for {len(self.without_truth)} of {n_picked} micrographs")
+        if self.missed:
+            lines.append(
+                f"{len(self.missed)} of {n_true} micrographs with a truth failed or have no picks, as "
+                f"{self.missed[0]}: their {self.n_missed} particles count as missed"
+            )
+        return lines
+
+    def summary(self, truth: str, n_true: int, base: Path) -> str:
+        """The result in a line."""
+        found = self.curve
+        if found is None:
+            return f"nothing to evaluate: no picks in the {n_true} micrographs of {truth}"
+        return (
+            f"precision {found.precision[0]:.3f}, recall {found.recall[0]:.3f}, F1 {found.f1[0]:.3f}, median offset "
+            f"{self.offset:.1f} Å; best F1 {found.f1[found.best]:.3f} at {found.threshold[found.best]:.2f}; "
+            f"wrote {base}.star and .png"
+        )
+
 
 def compare(
     base: Path, picks: Mapping[str, Picks], truth: Mapping[str, Picks], sizes: Mapping[str, float], distance: float

@@ -245,14 +245,14 @@ def run(options: Options, job: Job) -> None:
     if empty:
         job.warn(f"{len(empty)} of {len(names)} micrographs have no picks, as {empty[0]}")
     if truth is not None:
-        _evaluate(options, job, truth)
+        _evaluate(options, job, str(options.evaluate), truth)
 
 
 def process(item: Item, options: Options, state: str = "") -> Row:
     """Pick in one micrograph and write its files; returns its columns. `state` is that of the sets of --consensus."""
     image = read_micrograph(item.path)
     diameter = _diameter(options)
-    step = working_step(item.pixel_size, _wanted_pixel_size(options, diameter, item.pixel_size))
+    step = _step(options, diameter, item.pixel_size)
     if min(image.shape) < 2 * diameter / item.pixel_size:
         size = f"{image.shape[1]} x {image.shape[0]}"
         raise InputError(f"{item.path}: {size} pixels are too small for a particle of {diameter:.0f} Å")
@@ -261,13 +261,9 @@ def process(item: Item, options: Options, state: str = "") -> Row:
         if constant.any():
             image = filled(image, constant, item.random_seed)
         plain = shrink(to_device(image, worker_device()), step)
-        if options.consensus:
-            usable = np.ones(plain.shape, dtype=bool)
-        else:
-            blank = on_grid(constant, plain.shape, step)
-            usable = usable_area(
-                to_host(plain), item.pixel_size * step, diameter, blank, only_constant=not options.mask_contamination
-            )
+        blank, shrunk = on_grid(constant, plain.shape, step), item.pixel_size * step
+        trusting = bool(options.consensus) or not options.mask_contamination
+        usable = usable_area(to_host(plain), shrunk, diameter, blank, only_constant=trusting)
         if options.consensus:
             lists = (options.consensus, state, options.i)
             distance = options.match_distance / item.pixel_size
@@ -279,8 +275,7 @@ def process(item: Item, options: Options, state: str = "") -> Row:
             found, psi = picking.given(np.zeros((0, 2)), np.zeros(0), options.threshold or 0.0), np.zeros(0)
         else:
             bright = options.Log_invert if options.LoG else not options.invert
-            device = worker_device()
-            prepared = prepare(plain, to_device(usable, device), item.pixel_size * step, diameter, bright)
+            prepared = prepare(plain, to_device(usable, worker_device()), shrunk, diameter, bright)
             found, psi = _picked(item, options, prepared, diameter)
     except ValueError as error:
         raise InputError(f"{item.path}: {error}") from None
@@ -339,11 +334,12 @@ def _diameter(options: Options) -> float:
     return reference_diameter(options.ref, file_state(options.ref), options.angpix_ref)
 
 
-def _wanted_pixel_size(options: Options, diameter: float, pixel_size: float) -> float:
+def _step(options: Options, diameter: float, pixel_size: float) -> float:
+    """Pixels of the micrograph in one that is worked on."""
     if options.shrink > 0:
-        return pixel_size / options.shrink
+        return working_step(pixel_size, pixel_size / options.shrink)
     shortest = options.lowpass / _SAMPLING[1] if options.ref is not None else np.inf
-    return float(min(diameter / _SAMPLING[0], shortest))
+    return working_step(pixel_size, float(min(diameter / _SAMPLING[0], shortest)))
 
 
 def _memory(item: Item, options: Options) -> int:
@@ -354,7 +350,7 @@ def _memory(item: Item, options: Options) -> int:
     if options.ref is None:
         return total
     diameter = _diameter(options)
-    step = working_step(item.pixel_size, _wanted_pixel_size(options, diameter, item.pixel_size))
+    step = _step(options, diameter, item.pixel_size)
     box = 2 * round(2 * _DISC * diameter / 2 / (item.pixel_size * step) + 2)
     parts = [(path, options.healpix_order, sym, options.ang) for path, _, sym, _ in _references(options)]
     n = sum(pick_references.n_templates(*part) for part in parts)
@@ -383,8 +379,8 @@ def _write(
     extra = {"spaPickDiameter": peaks.size} if options.LoG else {}
     block = pick_tables.coordinates(centres, peaks.score, peaks.label, psi, extra)
     star.write(path, StarFile([block]))
-    sizes = (diameter, item.pixel_size)
-    shown = pick_plots.Shown(plain, usable, step, centres, peaks.score, found.threshold, *sizes, _unit(options))
+    what = (centres, peaks.score, found.threshold, diameter, item.pixel_size, _unit(options))
+    shown = pick_plots.Shown(plain, usable, step, *what)
     plots.save(path.with_suffix(".png"), pick_plots.micrograph(shown, item.path.name))
     row: Row = {
         COORDINATES: project_path(path),
@@ -396,24 +392,11 @@ def _write(
     return row | ({_BEATEN: found.beaten} if options.decoys else {})
 
 
-def _evaluate(options: Options, job: Job, truth: dict[str, Picks]) -> None:
+def _evaluate(options: Options, job: Job, source: str, truth: dict[str, Picks]) -> None:
     """Compare the picks with the truth, over the micrographs that have one."""
     base = options.list.with_name(f"{options.pickname}_evaluation")
     picks, sizes = pick_tables.read_set(options.list, options.i), pick_tables.pixel_sizes(options.i)
     compared = pick_evaluation.compare(base, picks, truth, sizes, options.match_distance)
-    if compared.without_truth:
-        job.warn(f"{options.evaluate}: no truth for {len(compared.without_truth)} of {len(picks)} micrographs")
-    if compared.missed:
-        job.warn(
-            f"{len(compared.missed)} of {len(truth)} micrographs with a truth failed or have no picks, as "
-            f"{compared.missed[0]}: their {compared.n_missed} particles count as missed"
-        )
-    found = compared.curve
-    if found is None:
-        job.say(f"nothing to evaluate: no picks in the {len(truth)} micrographs of {options.evaluate}")
-        return
-    job.say(
-        f"precision {found.precision[0]:.3f}, recall {found.recall[0]:.3f}, F1 {found.f1[0]:.3f}, median offset "
-        f"{compared.offset:.1f} Å; best F1 {found.f1[found.best]:.3f} at {found.threshold[found.best]:.2f}; "
-        f"wrote {base}.star and .png"
-    )
+    for line in compared.warnings(source, len(picks), len(truth)):
+        job.warn(line)
+    job.say(compared.summary(source, len(truth), base))

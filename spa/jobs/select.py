@@ -18,6 +18,7 @@ from spa.errors import InputError
 from spa.io import star, vintage
 from spa.io.coordinates import FOM
 from spa.io.extraction_checks import refuse_replacing
+from spa.io.micrographs import groups_of
 from spa.io.star import Block, StarFile
 from spa.job import Job
 from spa.options import CommonOptions, UsageError, option
@@ -164,15 +165,7 @@ def _pixel_sizes(particles: Block, optics: Block, options: Options, job: Job) ->
         column = "rlnImagePixelSize"
         optics.require(column, "--remove_duplicates needs, or --image_angpix")
         job.say(f"{optics.path}: coordinates taken in pixels of {column}; give --image_angpix if particles are binned")
-    sizes = dict(zip(optics.integers("rlnOpticsGroup").tolist(), optics.floats(column).tolist(), strict=True))
-    groups = particles.integers("rlnOpticsGroup").tolist()
-    for row, number in enumerate(groups):
-        if number not in sizes:
-            raise InputError(
-                f"{particles.path}: data_{particles.name}, row {row + 1}, column rlnOpticsGroup: expected a group of "
-                f"data_optics, found {number}"
-            )
-    return np.array([sizes[number] for number in groups])
+    return optics.floats(column)[groups_of(particles, optics)]
 
 
 def _write(path: str | Path, found: StarFile, table: Block, rows: NDArray[np.int64]) -> None:
