@@ -10,7 +10,7 @@ from spa.kernels.elementary import RELAXED
 from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 _TILE = 64
-_TOGETHER = 16
+_TOGETHER = 32
 """Slices that share a pass over the pixels: neighbours on the sphere then find each other's voxels in the cache."""
 _SAMPLE = 37
 
@@ -21,13 +21,14 @@ def half_radius(padding: int, kmax: int) -> int:
 
 
 @njit(inline="always")
-def _locate(kx, ky, rotation, shape, sign, fraction, corner):  # type: ignore[no-untyped-def]
-    """Per pixel of a tile: sign (-1: conjugate, 0: outside), position in its cell, lower corner (flat index).
+def _locate(kx, ky, rotation, shape, sign, fraction, line, column):  # type: ignore[no-untyped-def]
+    """Per pixel of a tile: sign (-1: conjugate, 0: outside), position in its cell, and the cell's lower corner.
 
-    Indices are unsigned, since Numba tests signed ones for negative values on every access.
+    The corner is voxel `column` of the line of voxels along x numbered `line`, both of 32 bits: LLVM has vectors for
+    these only. They are unsigned, since Numba tests signed indices for negative values on every access.
     """
     planes, m, width = shape
-    r = width - 2
+    r, lines = width - 2, np.int32(m)
     limit = np.float32(r * r)
     origin, origin_z = np.float32(r + 1), np.float32(r + 1 if planes > 1 else 0)
     for k in range(kx.size):
@@ -43,40 +44,45 @@ def _locate(kx, ky, rotation, shape, sign, fraction, corner):  # type: ignore[no
         fraction[0, k] = x - np.float32(i)
         fraction[1, k] = y - np.float32(j)
         fraction[2, k] = z - np.float32(h)
-        corner[k] = (h * m + j) * width + i
+        line[k] = h * lines + j
+        column[k] = i
+
+
+@njit(inline="always")
+def _between_lines(voxels, at, row, plane, fy, fz, out, k):  # type: ignore[no-untyped-def]
+    """Interpolate two neighbours along x in y and z; four floats in one go, so that LLVM makes one vector of them."""
+    w11 = fy * fz
+    w00, w10, w01 = np.float32(1) - fy - fz + w11, fy - w11, fz - w11
+    for part in range(np.uint64(4)):
+        a = at + part
+        b, c, d = a + row, a + plane, a + row + plane
+        out[k + part] = w00 * voxels[a] + w10 * voxels[b] + w01 * voxels[c] + w11 * voxels[d]
 
 
 @cpu_kernel
 def _extract_cpu(references, shape, classes, rotations, kx, ky, out):  # type: ignore[no-untyped-def]
-    row, plane = np.uint64(2 * shape[2]), np.uint64(2 * shape[2] * shape[1])
-    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
+    # in 2D there is no other plane, and its weight is zero
+    row, plane = np.uint64(2 * shape[2]), np.uint64(2 * shape[2] * shape[1] if shape[0] > 1 else 0)
+    two, four, width = np.uint64(2), np.uint64(4), np.uint64(shape[2])
     for group in prange(-(-classes.size // _TOGETHER)):
         sign = np.empty(_TILE, np.float32)
         fraction = np.empty((3, _TILE), np.float32)
-        corner = np.empty(_TILE, np.uint64)
+        line, column = np.empty(_TILE, np.uint32), np.empty(_TILE, np.uint32)
+        pairs = np.empty(4 * _TILE, np.float32)
         first, last = group * _TOGETHER, min((group + 1) * _TOGETHER, classes.size)
         for start in range(0, kx.size, _TILE):
             stop = min(start + _TILE, kx.size)
             for n in range(first, last):
                 voxels = references[classes[n]]
-                _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, corner)
+                _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, line, column)
                 for k in range(stop - start):
-                    fx, fy, fz = fraction[0, k], fraction[1, k], fraction[2, k]
-                    a = two * corner[k]
-                    b = a + row
-                    real0 = voxels[a] + fy * (voxels[b] - voxels[a])
-                    imag0 = voxels[a + one] + fy * (voxels[b + one] - voxels[a + one])
-                    real1 = voxels[a + two] + fy * (voxels[b + two] - voxels[a + two])
-                    imag1 = voxels[a + three] + fy * (voxels[b + three] - voxels[a + three])
-                    if shape[0] > 1:
-                        c = a + plane
-                        d = c + row
-                        real0 += fz * (voxels[c] + fy * (voxels[d] - voxels[c]) - real0)
-                        imag0 += fz * (voxels[c + one] + fy * (voxels[d + one] - voxels[c + one]) - imag0)
-                        real1 += fz * (voxels[c + two] + fy * (voxels[d + two] - voxels[c + two]) - real1)
-                        imag1 += fz * (voxels[c + three] + fy * (voxels[d + three] - voxels[c + three]) - imag1)
-                    out[n, 2 * (start + k)] = (sign[k] * sign[k]) * (real0 + fx * (real1 - real0))
-                    out[n, 2 * (start + k) + 1] = sign[k] * (imag0 + fx * (imag1 - imag0))
+                    at = two * (np.uint64(line[k]) * width + np.uint64(column[k]))
+                    _between_lines(voxels, at, row, plane, fraction[1, k], fraction[2, k], pairs, four * np.uint64(k))
+                for k in range(stop - start):
+                    s, f = sign[k], fraction[0, k]
+                    real, imag = pairs[4 * k], pairs[4 * k + 1]
+                    out[n, 2 * (start + k)] = (s * s) * (real + f * (pairs[4 * k + 2] - real))
+                    out[n, 2 * (start + k) + 1] = s * (imag + f * (pairs[4 * k + 3] - imag))
 
 
 @njit(cache=True, nogil=True, fastmath=RELAXED)
@@ -118,23 +124,23 @@ def _add_pair(data, weight, at, g0, g1, real, imag, w):  # type: ignore[no-untyp
 def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights, edges):  # type: ignore[no-untyped-def]
     flat = shape[0] == 1
     row, plane = np.uint64(shape[2]), np.uint64(shape[2] * shape[1])
-    owned = shape[2] if flat else shape[2] * shape[1]
+    owned = np.uint32(1 if flat else shape[1])
     for slab in prange(edges.size - 1):
         first, last = edges[slab], edges[slab + 1]
         sign = np.empty(_TILE, np.float32)
         fraction = np.empty((3, _TILE), np.float32)
-        corner = np.empty(_TILE, np.uint64)
+        line, column = np.empty(_TILE, np.uint32), np.empty(_TILE, np.uint32)
         for group in range(0, classes.size, _TOGETHER):
             for start in range(0, kx.size, _TILE):
                 stop = min(start + _TILE, kx.size)
                 for n in range(group, min(group + _TOGETHER, classes.size)):
                     volume, total = data[classes[n]], weight[classes[n]]
-                    _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, corner)
+                    _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, line, column)
                     for k in range(stop - start):
-                        at = corner[k]
-                        low = np.int64(at) // owned
+                        low = np.int64(line[k] // owned)
                         if sign[k] == 0 or low < first - 1 or low >= last:
                             continue
+                        at = np.uint64(line[k]) * row + np.uint64(column[k])
                         real = values[n, 2 * (start + k)]
                         imag = sign[k] * values[n, 2 * (start + k) + 1]
                         w = weights[n, start + k]

@@ -192,7 +192,8 @@ class Descent:
 
     def _around(self, depth: int, rotations: np.ndarray[Any, Any]) -> Candidates:
         s = self.search
-        reach = s.known_directions, s.local_psi, s.known_offset_radius
+        directions, psi = s.rescue_known if self.step.poses_only else (s.known_directions, s.known_psi)
+        reach = directions, psi, s.known_offset_radius
         return neighbourhood(self.step.levels[depth], rotations, *reach, self._n_classes)
 
     def _dense_survivors(self, batch: Batch) -> Candidates:

@@ -14,17 +14,12 @@ from spa.em.accuracy import estimate_accuracy
 from spa.em.expectation import Reference, Step
 from spa.em.images import InitialNoise, Preparer, unlike_the_others
 from spa.em.inputs import Inputs
-from spa.em.maximisation import (
-    Estimates,
-    Maps,
-    draw_uniform,
-    noise_spectra,
-    reconstruct_halves,
-)
+from spa.em.maximisation import Estimates, Maps, draw_uniform, noise_spectra, reconstruct_halves
 from spa.em.schedule import MAX_ITERATIONS, Schedule, particle_radius
 from spa.em.settings import RefinementOptions, Search
 from spa.em.state import FloatArray, State, Sums
 from spa.em.sweep import Indices, Sweep
+from spa.em.updates import take_over, update_group_scale
 from spa.errors import InputError
 from spa.euler import angular_distance
 from spa.fourier import reference_transform
@@ -39,10 +34,12 @@ ACCURACY_PARTICLES = 100
 """Particles per half set on which the accuracy of the poses is estimated."""
 SCALE_TRUSTED = (0.67, 1.5)
 """Grey scales of the reference, relative to the images, that need no fitting."""
+RESCUE_SAMPLE = 200
+"""Particles of each half set that the global search before convergence tries first."""
+RESCUE_WORTH = 0.01
+"""Share of that sample that must move for the search to go on with all others."""
 DETERMINED = 0.1
 """Share of its probability below which an average particle's likeliest pose is in doubt; good data end above 0.3."""
-GROUP_SCALE_SIGMA = 0.2
-"""Prior standard deviation of a micrograph's signal intensity around one."""
 
 
 @dataclass
@@ -233,26 +230,40 @@ class Engine:
         return float(sums.signal_cross[:, shells].sum() / max(sums.signal_power[:, shells].sum(), 1e-30))
 
     def _rescue(self, state: State) -> None:
-        """Search all poses globally and take over those that no local search from the present ones would find.
+        """Search poses globally and take over those that no local search from the present ones would find.
 
-        The maps stay as they are: poses within reach are already finer than this search makes them.
+        The maps stay as they are: poses within reach are already finer than this search makes them. A sample goes
+        first; where hardly any of its poses move, the others are left alone.
         """
         step = self.schedule.step(state, fit_scale=False)
-        bar = self.job.progress(self.inputs.n_particles, "global search")
+        found = self._search_again(state, step, *(self._rescue_sample(h) for h in range(self.n_halves)))
+        if found.mean() >= RESCUE_WORTH:
+            rest = [np.setdiff1d(self.half_indices(h), self._rescue_sample(h)) for h in range(self.n_halves)]
+            found = np.concatenate([found, self._search_again(state, step, *rest)])
+        self.schedule.rescued(float(found.mean()))
+        self.job.say(
+            f"global search before convergence: {found.sum()} of {len(found)} particles moved "
+            f"by more than {self.schedule.reach:.1f}°"
+        )
+
+    def _rescue_sample(self, half: int) -> Indices:
+        """The particles of a half set that a global search tries first."""
+        indices = np.sort(self.half_indices(half))
+        return indices[:: max(1, len(indices) // RESCUE_SAMPLE)]
+
+    def _search_again(self, state: State, step: Step, *halves: Indices) -> np.ndarray[Any, np.dtype[np.bool_]]:
+        """Which of the particles of each half set moved; their new poses are taken over."""
+        bar = self.job.progress(sum(len(h) for h in halves), "global search")
         found = []
-        for half in range(self.n_halves):
-            found += self._expectation(state, step, half, self.half_indices(half), bar)[1]
+        for half, indices in enumerate(halves):
+            found += self._expectation(state, step, half, indices, bar)[1]
         bar.close()
         indices = np.concatenate([i for i, _ in found])
         rotations, origins = (np.concatenate([getattr(e, n) for _, e in found]) for n in ("rotations", "origins"))
         change = angular_distance(self.poses.rotations[indices], rotations, self.schedule.operators)
-        moved = change > self.schedule.reach
+        moved: np.ndarray[Any, np.dtype[np.bool_]] = change > self.schedule.reach
         self.poses.rotations[indices[moved]], self.poses.origins[indices[moved]] = rotations[moved], origins[moved]
-        self.schedule.rescued(float(moved.mean()))
-        self.job.say(
-            f"global search before convergence: {moved.sum()} of {len(moved)} particles moved "
-            f"by more than {self.schedule.reach:.1f}°"
-        )
+        return moved
 
     def _iterate(self, state: State) -> tuple[State, Iteration]:
         """One iteration: both half sets, new maps, new spectra, the next plan."""
@@ -280,10 +291,12 @@ class Engine:
             self._join_shell(),
             join=final,
         )
-        median_angle, median_offset = self._update_poses(updates)
+        median_angle, median_offset = take_over(self.poses, updates, self.options.norm, self.schedule.operators)
         state = self._next_state(state, sums, maps, step)
         self.schedule.advance(state, median_angle)
-        done = Iteration(step, maps, median_angle, median_offset, time.perf_counter() - start, candidates)
+        done = Iteration(
+            step, maps, median_angle, median_offset * self.pixel_size, time.perf_counter() - start, candidates
+        )
         output.write_iteration(
             self.job.rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule
         )
@@ -306,43 +319,12 @@ class Engine:
             return 0
         return int(self.box * self.pixel_size / limit)
 
-    def _update_poses(self, updates: list[tuple[Indices, Estimates]]) -> tuple[float, float]:
-        """Take over the estimates; returns the median change of angle (degrees) and shift (Å)."""
-        indices = np.concatenate([i for i, _ in updates])
-        new = {
-            name: np.concatenate([getattr(e, name) for _, e in updates])
-            for name in (
-                "rotations",
-                "origins",
-                "pmax",
-                "log_likelihood",
-                "nr_significant",
-                "noise_ratio",
-                "class_number",
-            )
-        }
-        poses = self.poses
-        angle, offset = 180.0, float("nan")
-        if poses.known[indices].all():
-            angle = float(
-                np.median(angular_distance(poses.rotations[indices], new["rotations"], self.schedule.operators))
-            )
-            moved = np.linalg.norm(poses.origins[indices] - new["origins"], axis=1)
-            offset = float(np.median(moved)) * self.pixel_size
-        if self.options.norm:
-            level = poses.norm[indices] * np.sqrt(new["noise_ratio"])
-            poses.norm[indices] = level / level.mean()
-        for name in ("rotations", "origins", "pmax", "log_likelihood", "nr_significant", "class_number"):
-            getattr(poses, name)[indices] = new[name]
-        poses.known[indices] = True
-        return angle, offset
-
     def _next_state(self, state: State, sums: list[Sums], maps: Maps, step: Step) -> State:
         """Spectra, scales, resolution and accuracies that follow from the sums and maps."""
         masked = maps.regularised * self._solvent_mask()
         total = sum(s.images.sum() for s in sums)
         if self.options.scale:
-            self._update_group_scale(sums, step.score_kmax)
+            update_group_scale(self.group_scale, sums, step.score_kmax)
         new = State(
             maps=masked.astype(np.float32),
             sigma2=np.stack([noise_spectra(s, state.sigma2[h]) for h, s in enumerate(sums)]),
@@ -359,16 +341,6 @@ class Engine:
         )
         new.accuracy_rotations, new.accuracy_offsets = self._accuracy(new)
         return new
-
-    def _update_group_scale(self, sums: list[Sums], kmax: int) -> None:
-        """Signal intensity of each micrograph by regression with a Gaussian prior around one."""
-        prior = 1 / GROUP_SCALE_SIGMA**2
-        for half, s in enumerate(sums):
-            cross, power = (a[:, 1 : kmax + 1].sum(1) for a in (s.signal_cross, s.signal_power))
-            overall = max(cross.sum(), 1e-30) / max(power.sum(), 1e-30)
-            ratio = (cross / overall + prior) / (power + prior)
-            scale = self.group_scale[half] * ratio
-            self.group_scale[half] = scale / np.average(scale, weights=power + prior)
 
     def _accuracy(self, state: State) -> tuple[float, float]:
         """Expected accuracy of rotations (degrees) and shifts (pixels), the mean over the half sets."""

@@ -140,8 +140,13 @@ class Search:
     known_directions: int = 4
     """Directions around the last pose that join the survivors of a global search before its last level: what has been
     found is not lost to pruning."""
+    known_psi: int = 1
+    """In-plane steps on either side of the last pose that go with them: poses end 3 % better than with none, for what
+    surrounds the likeliest pose is part of its mean."""
     known_offset_radius: int = 1
     """Radius of the disc of shifts around the last one that go with them, in that level's steps."""
+    rescue_known: tuple[int, int] = (1, 0)
+    """Directions and in-plane steps that join the global search before convergence: it compares, and takes no mean."""
     mean_pose_angle: float = 12.0
     """Candidates farther than this from the best one (degrees) are another mode, not part of its mean pose."""
     mean_pose_weight: float = 0.02
