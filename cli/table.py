@@ -15,12 +15,15 @@ JOBS: dict[str, str] = {
     "ctffind": "spa.jobs.ctffind",
     "pick": "spa.jobs.pick",
     "extract": "spa.jobs.extract",
+    "class2d": "spa.jobs.class2d",
     "select": "spa.jobs.select",
     "refine3d": "spa.jobs.refine3d",
     "mask": "spa.jobs.mask",
     "postprocess": "spa.jobs.postprocess",
     "reconstruct": "spa.jobs.reconstruct",
     "project": "spa.jobs.project",
+    "subtract": "spa.jobs.subtract",
+    "expand": "spa.jobs.expand",
 }
 """Job -> module with a dataclass `Options` and a function `run(options, job)`."""
 

@@ -27,13 +27,13 @@ def soft_sphere(box: int, radius: float, edge: float, ndim: int = 3, xp: ModuleT
     return _raised_cosine(xp.asarray(radius_grid(box, ndim)) - radius, edge, xp)
 
 
-def support_radius(mask: Array, box: int) -> float:
+def support_radius(mask: Array, box: int, ndim: int = 3) -> float:
     """Distance from the centre, in pixels, of the furthest voxel where a mask exceeds 2 %.
 
-    mask : float (box, box, box), or a scalar, which masks nothing: the corners of the box are sqrt(3) box / 2 away.
+    mask : float (box,) * ndim, or a scalar, which masks nothing: the corners of a 3D box are sqrt(3) box / 2 away.
     """
     inside = np.asarray(to_host(mask)) > _NEGLIGIBLE
-    return float((radius_grid(box, 3) * inside).max())
+    return float((radius_grid(box, ndim) * inside).max())
 
 
 def automatic_threshold(volume: Array, pixel_size: float) -> float:

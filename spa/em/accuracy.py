@@ -19,27 +19,33 @@ SCAN_RATIO = 1.7
 
 
 def estimate_accuracy(
-    batch: Batch, reference: Reference, rotations: np.ndarray[Any, Any], kmax: int, rng: np.random.Generator
+    batch: Batch,
+    reference: Reference,
+    class_number: np.ndarray[Any, Any],
+    rotations: np.ndarray[Any, Any],
+    kmax: int,
+    rng: np.random.Generator,
 ) -> tuple[float, float]:
     """Expected angular (degrees) and shift (pixels) accuracy of a batch.
 
     Parameters
     ----------
-    rotations : (n, 3, 3) poses of the batch's images.
+    class_number : int32 (n,), class of each of the batch's images.
+    rotations : (n, 3, 3), their poses.
     kmax : Fourier radius (pixels) up to which images are compared.
 
     Notes
     -----
     As in RELION (Scheres 2012, J Struct Biol 180:519, section 2.5): the smallest change of pose whose
     expected log-likelihood difference, half of sum W |P(pose) - P(changed pose)|^2, reaches -ln 0.01.
-    Rotations are about random axes; shifts along random directions.
+    Rotations are about random axes, for 2D references in the plane; shifts along random directions.
     """
     xp = xp_of(batch.scored)
     n = batch.pixels.prefix(kmax)
     kx, ky = batch.kx[:n], batch.ky[:n]
     x, y = batch.slice_x[:n], batch.slice_y[:n]
     _, weights = batch.weighted(kmax)
-    classes = to_like(np.zeros(len(rotations), np.int32), batch.scored)
+    classes = to_like(class_number.astype(np.int32), batch.scored)
 
     def project(matrices: np.ndarray[Any, Any]) -> Any:
         on_device = to_like(np.ascontiguousarray(matrices, np.float32), batch.scored)
@@ -47,6 +53,8 @@ def estimate_accuracy(
 
     true = project(rotations)
     axes = rng.standard_normal((len(rotations), 3))
+    if reference.transform.ndim == 3:
+        axes[:] = 0, 0, 1
     axes /= np.linalg.norm(axes, axis=1, keepdims=True)
     directions = rng.uniform(0, 2 * np.pi, len(rotations))
     phase = kx * to_like(np.cos(directions).astype(np.float32)[:, None], kx) + ky * to_like(

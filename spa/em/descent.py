@@ -18,6 +18,7 @@ from spa.em.sampling import (
     make_level,
     nearest_directions,
     neighbourhood,
+    own_poses,
     segment_index,
     united,
 )
@@ -81,7 +82,7 @@ class Descent:
         levels, search = self.step.levels, self.search
         scored = 0
         if self.step.local:
-            survivors = _to_device(self._local_start(rotations), batch.scored)
+            survivors = _to_device(self._local_start(batch, rotations), batch.scored)
             first = 0
         else:
             survivors = self._dense_survivors(batch)
@@ -122,6 +123,8 @@ class Descent:
     def _table(self, depth: int, batch: Batch, candidates: Candidates) -> DirectionTable | None:
         """The table of a level, where it fits into memory and costs less than slices would."""
         level = self.step.levels[depth]
+        if self.step.own_poses:
+            return None
         rings = self._rings(level.kmax, batch.pixels.box_size)
         directions = self._directions(level)
         share = len(self._rotations) / len(batch)
@@ -185,14 +188,17 @@ class Descent:
         allowance = coarseness * search.coarse_error * xp_of(best).maximum(best, 1)
         return xp_of(best).minimum(coldest, -np.log(1 - search.mass) / allowance).astype(np.float32)
 
-    def _local_start(self, rotations: np.ndarray[Any, Any]) -> Candidates:
+    def _local_start(self, batch: Batch, rotations: np.ndarray[Any, Any]) -> Candidates:
+        if self.step.own_poses:
+            return own_poses(batch.indices, self.step.levels[0], self._n_classes)
         s = self.search
         reach = s.local_directions, s.local_psi, s.local_offset_radius
         return neighbourhood(self.step.levels[0], rotations, *reach, self._n_classes)
 
     def _around(self, depth: int, rotations: np.ndarray[Any, Any]) -> Candidates:
         s = self.search
-        directions, psi = s.rescue_known if self.step.poses_only else (s.known_directions, s.known_psi)
+        few = self.step.poses_only or self._n_classes > 1
+        directions, psi = s.foothold if few else (s.known_directions, s.known_psi)
         reach = directions, psi, s.known_offset_radius
         return neighbourhood(self.step.levels[depth], rotations, *reach, self._n_classes)
 

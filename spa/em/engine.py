@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,19 +10,20 @@ import numpy as np
 from spa import healpix
 from spa.em import output
 from spa.em.accuracy import estimate_accuracy
+from spa.em.classes import UnalignedSums, centred, random_classes, reconstruct_classes, turned
 from spa.em.expectation import Reference, Step
 from spa.em.images import InitialNoise, Preparer, unlike_the_others
 from spa.em.inputs import Inputs
 from spa.em.maximisation import Estimates, Maps, draw_uniform, noise_spectra, reconstruct_halves
+from spa.em.report import Iteration, iteration_line
 from spa.em.schedule import MAX_ITERATIONS, Schedule, particle_radius
-from spa.em.settings import RefinementOptions, Search
+from spa.em.settings import SearchOptions
 from spa.em.state import FloatArray, State, Sums
 from spa.em.sweep import Indices, Sweep
 from spa.em.updates import take_over, update_group_scale
 from spa.errors import InputError
 from spa.euler import angular_distance
-from spa.fourier import reference_transform
-from spa.fsc import shell_to_resolution
+from spa.fourier import low_pass, reference_transform
 from spa.job import Job
 from spa.kernels.backend import device_memory, host_memory, to_device, use_device
 from spa.mask import soft_sphere, support_radius
@@ -32,6 +32,8 @@ PROBE_PARTICLES = 200
 """Particles on which the grey scale of the reference is measured."""
 ACCURACY_PARTICLES = 100
 """Particles per half set on which the accuracy of the poses is estimated."""
+ACCURACY_PER_CLASS = 20
+"""The same for each of several classes."""
 SCALE_TRUSTED = (0.67, 1.5)
 """Grey scales of the reference, relative to the images, that need no fitting."""
 RESCUE_SAMPLE = 200
@@ -42,18 +44,6 @@ DETERMINED = 0.1
 """Share of its probability below which an average particle's likeliest pose is in doubt; good data end above 0.3."""
 
 
-@dataclass
-class Iteration:
-    """What an iteration did, for its log line and files."""
-
-    step: Step
-    maps: Maps
-    median_angle: float
-    median_offset: float
-    seconds: float
-    candidates: float
-
-
 class Engine:
     """Expectation-maximisation over one or two half sets.
 
@@ -61,31 +51,36 @@ class Engine:
     ----------
     options : what the user asked for.
     inputs : particles, images, reference and masks, checked.
-    local_order : HEALPix order (before oversampling) from which searches are local.
+    schedule : what each iteration does.
     n_halves : 2 for gold-standard refinement, 1 for classification.
     job : where output and messages go.
+    center_classes : whether 2D references are centred after each iteration, and their images with them.
+    fit_scale : whether the first iteration fits the grey scale of the references; None: where it is far from the
+        images'.
     """
 
     def __init__(
         self,
-        options: RefinementOptions,
+        options: SearchOptions,
         inputs: Inputs,
-        local_order: int,
+        schedule: Schedule,
         n_halves: int,
         job: Job,
-        search: Search | None = None,
+        fit_scale: bool | None = None,
+        center_classes: bool = False,
     ) -> None:
         self.options = options
         self.inputs = inputs
         self.n_halves = n_halves
         self.job = job
-        self.search = search or Search()
         self.box, self.pixel_size = inputs.box_size, inputs.pixel_size
         self.device = job.devices[0] if job.devices else None
-        self.schedule = Schedule(options, self.search, self.box, self.pixel_size, local_order)
+        self.schedule = schedule
+        self.ndim = inputs.references.ndim - 1
         self.radius = particle_radius(options, self.box, self.pixel_size)
-        self.sphere = np.asarray(soft_sphere(self.box, self.radius, min(5.0, self.box / 2 - self.radius)))
-        circle = np.asarray(soft_sphere(self.box, self.radius, min(5.0, self.box / 2 - self.radius), ndim=2))
+        edge = min(5.0, self.box / 2 - self.radius)
+        self.sphere = np.asarray(soft_sphere(self.box, self.radius, edge, self.ndim))
+        circle = np.asarray(soft_sphere(self.box, self.radius, edge, 2))
         self.prepare = Preparer(
             self.box,
             inputs.coefficients,
@@ -98,14 +93,21 @@ class Engine:
         )
         available = device_memory(self.device) or host_memory()
         memory = int(options.mem * 2**30) or available // 2
-        self.sweep = Sweep(inputs, self.prepare, self.search, options.pad, memory, job.check_abort, self.device)
+        self.sweep = Sweep(inputs, self.prepare, schedule.search, options.pad, memory, job.check_abort, self.device)
         self.poses = inputs.first_poses()
         if not options.norm:
             self.poses.norm[:] = 1
-        self.final_map = inputs.reference
-        self.reference_radius = support_radius(self._solvent_mask(), self.box)
+        self.final_map = inputs.references[0]
+        self.reference_radius = support_radius(self._solvent_mask(), self.box, self.ndim)
         self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
-        self.fit_scale = False
+        self.fit_scale = fit_scale
+        self.center_classes = center_classes
+
+    def resumed(self, path: str) -> State:
+        """The state that an optimiser file names; the poses and the schedule take up from there, too."""
+        state, self.poses, self.group_scale = output.read_state(path, self.inputs, self.schedule)
+        self.job.say(f"continuing after iteration {state.iteration}")
+        return state
 
     def half_indices(self, half: int) -> Indices:
         """Particles of a half set, neighbours in orientation beside each other so that they share slices."""
@@ -125,19 +127,19 @@ class Engine:
             self.job.warn(f"one GPU is used, number {self.device}")
         if state is None:
             if self.schedule.local and not self.poses.known.all():
-                raise InputError(
-                    f"--healpix_order {self.options.healpix_order}: searches are local from order "
-                    f"{self.schedule.local_order} on, but {self.options.i} has no angles to start from"
-                )
+                raise InputError(f"{self.options.i}: searches are local, but it has no angles to start from")
             state = self._first_state()
-            self.fit_scale = self.options.firstiter_cc or self._needs_scale(state)
+            if self.fit_scale is None:
+                self.fit_scale = self._needs_scale(state)
         while not self.schedule.progress.finished:
             if self.schedule.progress.rescue:
                 self._rescue(state)
             state, done = self._iterate(state)
-            self._report(state, done)
+            self.job.say(iteration_line(state, done, self.box, self.pixel_size))
             if done.maps.joined is not None and done.maps.unfiltered is not None:
                 self._finish(state, done.maps.unfiltered, done.maps.joined)
+        if self.n_halves == 1:
+            self._write(output.write_classes, self.job.rootname, state)
         if self.schedule.progress.exhausted:
             self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
         if state.ave_pmax < DETERMINED:
@@ -178,21 +180,33 @@ class Engine:
         damaged = unlike_the_others(power, self.options.i)
         if damaged:
             self.job.warn(damaged)
-        shells = self.box // 2 + 1
-        reference = self.inputs.reference * self._solvent_mask()
-        maps = np.broadcast_to(reference.astype(np.float32), (self.n_halves, 1, *reference.shape)).copy()
+        shells, n_classes = self.box // 2 + 1, len(self.inputs.references)
+        sigma2 = np.stack([n.spectra() for n in noise])
+        references = self._unaligned(sigma2[0], n_classes) if self.ndim == 2 else self.inputs.references
+        maps = np.stack([(references * self._solvent_mask()).astype(np.float32)] * self.n_halves)
         first_kmax = self.schedule.first_kmax()
         return State(
             maps=maps,
-            sigma2=np.stack([n.spectra() for n in noise]),
-            tau2=np.zeros((self.n_halves, 1, shells)),
+            sigma2=sigma2,
+            tau2=np.zeros((self.n_halves, n_classes, shells)),
+            ssnr=np.zeros((self.n_halves, n_classes, shells)),
             fsc=np.zeros(shells),
-            pdf_class=np.ones((self.n_halves, 1)),
+            pdf_class=np.full((self.n_halves, n_classes), 1 / n_classes),
             offset_sigma=max(self.options.offset_range / 2, float(np.sqrt((self.poses.origins**2).mean())), 0.5),
             kmax=first_kmax,
             score_kmax=self.schedule.first_shell(),
             resolution_shell=self.schedule.first_shell(),
         )
+
+    def _unaligned(self, sigma2: FloatArray, n_classes: int) -> FloatArray:
+        """Averages of random parts of the images as they come."""
+        kmax = self.schedule.first_kmax()
+        classes = random_classes(self.options.random_seed, self.inputs.n_particles, n_classes)
+        sums = UnalignedSums(n_classes, self.options.pad, kmax)
+        for part, images in self.sweep.batches(self.half_indices(0)):
+            sums.add(self.prepare.batch(images, part, self.poses, sigma2, self.group_scale[0], kmax), classes[part])
+            self.job.check_abort()
+        return low_pass(sums.averages(self.box), self.pixel_size, self.schedule.first_resolution, ndim=2)
 
     def _solvent_mask(self) -> FloatArray:
         """What the references are multiplied by: the mask given, else the sphere if asked for, else one."""
@@ -200,9 +214,9 @@ class Engine:
             return self.inputs.solvent_mask
         return self.sphere if self.options.flatten_solvent else np.ones((), np.float32)
 
-    def _reference(self, state: State, half: int, kmax: int) -> Reference:
-        transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half]]
-        log_pdf = np.log(np.maximum(state.pdf_class[half], 1e-10)).astype(np.float32)
+    def _reference(self, state: State, half: int, kmax: int, n_classes: int | None = None) -> Reference:
+        transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half][:n_classes]]
+        log_pdf = np.log(np.maximum(state.pdf_class[half][:n_classes], 1e-10)).astype(np.float32)
         return Reference(
             to_device(np.stack(transforms), self.device),
             self.options.pad,
@@ -279,27 +293,27 @@ class Engine:
         bar.close()
         candidates = sum(s.candidates for s in sums) / self.inputs.n_particles
         final = self.schedule.progress.final
-        maps = reconstruct_halves(
-            sums,
-            self.schedule.operators,
-            self.box,
-            self.options.pad,
-            step.kmax,
-            step.score_kmax,
-            self.options.tau2_fudge,
-            self.sphere,
-            self._join_shell(),
-            join=final,
-        )
+        grid = self.schedule.operators, self.box, self.options.pad, step.kmax
+        if self.n_halves == 1:
+            mask = np.broadcast_to(self._solvent_mask(), self.sphere.shape)
+            maps = reconstruct_classes(sums[0], *grid, self.options.tau2_fudge, mask, self.sphere)
+        else:
+            maps = reconstruct_halves(
+                sums, *grid, step.score_kmax, self.options.tau2_fudge, self.sphere, self._join_shell(), join=final
+            )
+        before = self.poses.class_number.copy()
         median_angle, median_offset = take_over(self.poses, updates, self.options.norm, self.schedule.operators)
         state = self._next_state(state, sums, maps, step)
+        if self.center_classes:
+            state.maps[0], moved = centred(state.maps[0], self._solvent_mask())
+            self.poses.origins += turned(self.poses.rotations, moved[self.poses.class_number])
+        if state.iteration > 1:
+            state.class_changes = float((self.poses.class_number != before).mean())
         self.schedule.advance(state, median_angle)
         done = Iteration(
             step, maps, median_angle, median_offset * self.pixel_size, time.perf_counter() - start, candidates
         )
-        output.write_iteration(
-            self.job.rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule
-        )
+        self._write(output.write_iteration, self.job.rootname, state)
         self.job.resume_from = output.optimiser_path(self.job.rootname, state.iteration)
         return state, done
 
@@ -307,7 +321,8 @@ class Engine:
         self, state: State, step: Step, half: int, indices: Indices, bar: Any
     ) -> tuple[Sums, list[tuple[Indices, Estimates]]]:
         """Expectation step and sums of one half set; poses are not changed yet."""
-        reference = self._reference(state, half, self.schedule.largest_kmax)
+        n_references = state.n_classes if step.parts is None else len(step.parts.classes)
+        reference = self._reference(state, half, self.schedule.largest_kmax, n_references)
         uniform = draw_uniform(self.options.random_seed, state.iteration, self.inputs.n_particles)
         return self.sweep.run(
             reference, step, self.poses, state.sigma2[half], self.group_scale[half], indices, uniform, bar
@@ -329,8 +344,10 @@ class Engine:
             maps=masked.astype(np.float32),
             sigma2=np.stack([noise_spectra(s, state.sigma2[h]) for h, s in enumerate(sums)]),
             tau2=maps.tau2,
+            ssnr=maps.ssnr,
             fsc=maps.halves.curve,
             pdf_class=np.stack([s.class_mass / s.class_mass.sum() for s in sums]),
+            class_entropy=sum(s.class_entropy for s in sums) / total / max(np.log(state.n_classes), 1e-9),
             offset_sigma=max(0.5, float(np.sqrt(sum(s.offset_square for s in sums) / (2 * total)))),
             kmax=step.kmax,
             score_kmax=step.score_kmax,
@@ -339,34 +356,34 @@ class Engine:
             ave_pmax=sum(s.pmax for s in sums) / total,
             log_likelihood=sum(s.log_likelihood for s in sums),
         )
-        new.accuracy_rotations, new.accuracy_offsets = self._accuracy(new)
+        new.class_accuracy = self._accuracy(new)
+        share = np.asarray(new.pdf_class.mean(0))
+        new.accuracy_rotations, new.accuracy_offsets = (share[:, None] * new.class_accuracy).sum(0)
         return new
 
-    def _accuracy(self, state: State) -> tuple[float, float]:
-        """Expected accuracy of rotations (degrees) and shifts (pixels), the mean over the half sets."""
-        found, counts = [], []
+    def _accuracy(self, state: State) -> FloatArray:
+        """Expected accuracy of rotations (degrees) and shifts (pixels), (n_classes, 2), the mean over the half sets."""
+        kmax = max(2, state.score_kmax)
+        found, counts = np.zeros((2, state.n_classes)), np.zeros(state.n_classes)
         for half in range(self.n_halves):
             indices = np.sort(self.half_indices(half)[:: max(1, self.inputs.n_particles // ACCURACY_PARTICLES // 2)])
-            kmax = max(2, state.score_kmax)
             reference = self._reference(state, half, kmax)
             rng = np.random.default_rng((self.options.random_seed, state.iteration, 3))
-            for part, images in self.sweep.batches(indices[:ACCURACY_PARTICLES]):
-                batch = self.prepare.batch(images, part, self.poses, state.sigma2[half], self.group_scale[half], kmax)
-                found.append(estimate_accuracy(batch, reference, self.poses.rotations[part], kmax, rng))
-                counts.append(len(part))
-        angle, offset = np.average(found, axis=0, weights=counts)
-        return float(angle), float(offset)
+            for c in range(state.n_classes):
+                mine = indices[:ACCURACY_PARTICLES] if state.n_classes == 1 else self._members(half, c)
+                for part, images in self.sweep.batches(mine) if len(mine) else ():
+                    scale = self.group_scale[half]
+                    batch = self.prepare.batch(images, part, self.poses, state.sigma2[half], scale, kmax)
+                    classes = np.full(len(part), c, np.int32)
+                    angle, offset = estimate_accuracy(batch, reference, classes, self.poses.rotations[part], kmax, rng)
+                    found[:, c] += len(part) * np.array([angle, offset])
+                    counts[c] += len(part)
+        return np.where(counts > 0, found / np.maximum(counts, 1), 999.0).T
 
-    def _report(self, state: State, done: Iteration) -> None:
-        """The line of an iteration."""
-        resolution = shell_to_resolution(state.resolution_shell, self.box, self.pixel_size)
-        last, px = done.step.levels[-1], self.pixel_size
-        kind = "local" if done.step.local else "global"
-        moved = "" if np.isnan(done.median_offset) else f", moved {done.median_angle:.2f}° {done.median_offset:.2f} Å"
-        self.job.say(
-            f"iteration {state.iteration}: resolution {resolution:.2f} Å, {kind} search to "
-            f"{healpix.angular_step(last.order):.2f}° {last.offset_step * px:.2f} Å, "
-            f"current size {2 * done.step.kmax}{moved}, "
-            f"accuracy {state.accuracy_rotations:.2f}° {state.accuracy_offsets * px:.2f} Å, "
-            f"Pmax {state.ave_pmax:.2f}, {done.candidates:.0f} poses/particle, {done.seconds:.1f} s"
-        )
+    def _members(self, half: int, number: int) -> Indices:
+        """A few particles of a class."""
+        indices = np.sort(self.half_indices(half))
+        return indices[self.poses.class_number[indices] == number][:ACCURACY_PER_CLASS]
+
+    def _write(self, write: Any, rootname: str, state: State) -> None:
+        write(rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule)

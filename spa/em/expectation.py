@@ -17,6 +17,20 @@ from spa.kernels.slices import extract_slices
 
 
 @dataclass(frozen=True)
+class Parts:
+    """Particles that fit one reference, drawn by lot for the sums of several classes.
+
+    Attributes
+    ----------
+    classes : int32 (n_references, n_parts), the class to whose sums each part of a reference's particles goes.
+    part : int32 (n_particles,).
+    """
+
+    classes: np.ndarray[Any, np.dtype[np.int32]]
+    part: np.ndarray[Any, np.dtype[np.int32]]
+
+
+@dataclass(frozen=True)
 class Step:
     """What one iteration does: the levels of its descent and where the descent starts.
 
@@ -32,6 +46,9 @@ class Step:
     score_kmax : Fourier radius beyond which no level looks, pixels.
     poses_only : nothing is added to the accumulators.
     known : the images have poses; a global search looks around them, too.
+    own_poses : each image is compared at its own pose alone (see `spa.em.sampling.make_own_poses`).
+    parts : how particles of one reference are parted among several classes, or None.
+    n_classes : number of classes of the sums.
     """
 
     levels: tuple[Level, ...]
@@ -44,6 +61,9 @@ class Step:
     score_kmax: int
     poses_only: bool = False
     known: bool = False
+    own_poses: bool = False
+    parts: Parts | None = None
+    n_classes: int = 1
 
 
 @dataclass
@@ -93,6 +113,15 @@ def offset_log_prior(batch: Batch, offsets: Array, sigma: float) -> Array:
     """Gaussian log prior, float32 (n_images, n_shifts), of the whole shift of each image."""
     total = batch.origins[:, None] + offsets[None]
     return (-(total**2).sum(-1) / (2 * max(sigma, 0.5) ** 2)).astype(np.float32)
+
+
+def classes_of(step: Step, level: Level, batch: Batch, orientation: Array, image: Array) -> Array:
+    """Class (int32) that each orientation of an image of the batch counts for."""
+    classes = level.classes(orientation)
+    if step.parts is None:
+        return classes
+    of_image = to_like(step.parts.part[batch.indices], orientation)[image]
+    return to_like(step.parts.classes, orientation)[classes, of_image]
 
 
 def project(reference: Reference, level: Level, orientation: Array, kx: Array, ky: Array) -> Array:

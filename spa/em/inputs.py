@@ -10,7 +10,7 @@ import numpy as np
 
 from spa import euler
 from spa.aberrations import Aberrations, magnification_classes
-from spa.em.settings import RefinementOptions
+from spa.em.settings import SearchOptions
 from spa.em.state import FloatArray, Poses
 from spa.errors import InputError
 from spa.fourier import low_pass, resample
@@ -31,10 +31,11 @@ class Inputs:
     coefficients : float32 (n, 9) CTF coefficients, or None without --ctf.
     optics, groups : int (n,), optics group and micrograph group of each particle, from zero.
     group_names : name of each micrograph group.
-    reference : float32 (box, box, box), low-passed as asked.
+    references : float32 (n_classes, box, box, box), low-passed as asked, or (n_classes, box, box).
     solvent_mask : float32 (box, box, box), 0 to 1, or None.
     low_resol_join_halves : Å; the halves share what is coarser than this (<= 0: nothing).
     aberrations : of each optics group; empty where there are none.
+    seeds : the references are one and the same, and classes start from random parts of the particles.
     """
 
     particles: Particles
@@ -43,10 +44,11 @@ class Inputs:
     optics: np.ndarray[Any, Any]
     groups: np.ndarray[Any, Any]
     group_names: list[str]
-    reference: FloatArray
+    references: FloatArray
     solvent_mask: FloatArray | None
     low_resol_join_halves: float = -1.0
     aberrations: list[Aberrations] = field(default_factory=list)
+    seeds: bool = False
 
     @property
     def box_size(self) -> int:
@@ -100,9 +102,17 @@ class Inputs:
 
 
 def read_inputs(
-    options: RefinementOptions, say: Callable[[str], None], warn: Callable[[str], None], with_halves: bool
+    options: SearchOptions,
+    references: Callable[[int, float], FloatArray],
+    warn: Callable[[str], None],
+    with_halves: bool,
+    solvent_mask: str | None = None,
 ) -> Inputs:
     """Read and check what the options name.
+
+    Parameters
+    ----------
+    references : gives the references for a box and a pixel size (Å), as in `Inputs`.
 
     Raises
     ------
@@ -121,11 +131,6 @@ def read_inputs(
             )
     if not options.ctf and particles.has_ctf:
         warn(f"{options.i} has CTF parameters, but --ctf was not given: the map will not be corrected for the CTF")
-    if with_halves and options.ini_high <= 0:
-        warn(
-            "--ini_high was not given: both halves start from all the detail of the reference, so their agreement "
-            "proves nothing up to there"
-        )
     names, groups = particles.groups()
     box, pixel_size = images.box_size, images.pixel_size
     if options.particle_diameter > box * pixel_size:
@@ -139,33 +144,36 @@ def read_inputs(
         optics=particles.optics_index,
         groups=groups,
         group_names=names,
-        reference=_read_reference(options, box, pixel_size, say),
-        solvent_mask=_read_mask(options.solvent_mask, box) if options.solvent_mask else None,
+        references=references(box, pixel_size),
+        solvent_mask=_read_mask(solvent_mask, box) if solvent_mask else None,
         aberrations=particles.aberrations(),
     )
 
 
-def _read_reference(options: RefinementOptions, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:
-    """The reference on the grid of the images, low-passed to --ini_high."""
-    volume, voxel_size = mrc.read_volume(options.ref)
+def read_reference(path: str, ini_high: float, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:
+    """A reference on the grid of the images, float32 (box, box, box), low-passed to `ini_high` (Å; <= 0: as it is).
+
+    Raises InputError for a map that is empty, not finite or without a voxel size.
+    """
+    volume, voxel_size = mrc.read_volume(path)
     if not np.isfinite(volume).all():
-        raise InputError(f"{options.ref}: expected finite voxels, found NaN or infinity")
+        raise InputError(f"{path}: expected finite voxels, found NaN or infinity")
     if float(volume.std()) == 0:
-        raise InputError(f"{options.ref}: expected a map, found the same value everywhere")
+        raise InputError(f"{path}: expected a map, found the same value everywhere")
     if voxel_size <= 0:
-        raise InputError(f"{options.ref}: expected a voxel size in the header, found {voxel_size:g} Å")
+        raise InputError(f"{path}: expected a voxel size in the header, found {voxel_size:g} Å")
     if abs(voxel_size - pixel_size) > 1e-3 * pixel_size:
         say(
-            f"{options.ref}: resampled from {volume.shape[0]} voxels of {voxel_size:g} Å "
+            f"{path}: resampled from {volume.shape[0]} voxels of {voxel_size:g} Å "
             f"to {box} voxels of {pixel_size:g} Å, as the images"
         )
         volume = resample(volume, voxel_size, pixel_size, box)
     elif volume.shape[0] != box:
         verb = "padded" if box > volume.shape[0] else "cropped"
-        say(f"{options.ref}: {verb} from a box of {volume.shape[0]} to {box} voxels, as the images")
+        say(f"{path}: {verb} from a box of {volume.shape[0]} to {box} voxels, as the images")
         volume = pad_or_crop_real(volume, box, 3)
-    if options.ini_high > 0:
-        volume = low_pass(volume, pixel_size, options.ini_high)
+    if ini_high > 0:
+        volume = low_pass(volume, pixel_size, ini_high)
     return np.asarray(volume, np.float32)
 
 

@@ -7,18 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from spa.em.expectation import Reference, Scores, Step
+from spa.em.expectation import Reference, Scores, Step, classes_of
 from spa.em.sampling import keep, segment_index
 from spa.em.settings import Search
 from spa.em.state import Batch, FloatArray, Sums
 from spa.em.validation import LEAK_SHELLS, HalfMapFsc, half_map_fsc
 from spa.euler import nearest_rotation
-from spa.fourier import forward
 from spa.grids import radius_grid
 from spa.kernels.backend import Array, to_host, to_like, xp_of
 from spa.kernels.scoring import weighted_images
 from spa.kernels.slices import extract_slices, insert_slices
-from spa.noise import shell_average
 from spa.reconstruct import new_accumulator, shell_weight, solve, symmetrise
 
 
@@ -33,11 +31,14 @@ class Estimates:
     nr_significant: np.ndarray[Any, np.dtype[np.int64]]
     noise_ratio: FloatArray
     class_number: np.ndarray[Any, np.dtype[np.int32]]
+    class_share: FloatArray
 
 
-def new_sums(n_classes: int, n_optics: int, n_groups: int, box: int, padding: int, kmax: int, like: Array) -> Sums:
-    """Empty sums of one half set, accumulators on the device of `like`."""
-    data, weight = new_accumulator(n_classes, box, padding, kmax, like=like)
+def new_sums(
+    n_classes: int, n_optics: int, n_groups: int, box: int, padding: int, kmax: int, like: Array, ndim: int = 3
+) -> Sums:
+    """Empty sums of one half set, accumulators of `ndim` dimensions on the device of `like`."""
+    data, weight = new_accumulator(n_classes, box, padding, kmax, ndim, like)
     shells = box // 2 + 1
     return Sums(
         data,
@@ -77,8 +78,10 @@ def accumulate(
     np.add.at(sums.images, optics, 1)
     np.add.at(sums.signal_cross, groups, cross)
     np.add.at(sums.signal_power, groups, power)
-    estimates = _estimate(batch, scores, search, noise_ratio)
-    np.add.at(sums.class_mass, estimates.class_number, 1.0)
+    estimates = _estimate(batch, scores, step, search, noise_ratio)
+    share = estimates.class_share
+    sums.class_mass += share.sum(0)
+    sums.class_entropy -= float((share * np.log(np.maximum(share, 1e-30))).sum())
     sums.offset_square += float((estimates.origins**2).sum())
     sums.log_likelihood += float(estimates.log_likelihood.sum())
     sums.pmax += float(estimates.pmax.sum())
@@ -119,10 +122,11 @@ def _insert(sums: Sums, batch: Batch, scores: Scores, step: Step, padding: int, 
             batch.pixels.box_size,
         )
         orientation = kept.orientation[g0:g1]
+        owner = segment_index(kept.image_offsets, len(kept.orientation))[g0:g1]
         insert_slices(
             sums.data,
             sums.weight,
-            level.classes(orientation),
+            classes_of(step, level, batch, orientation, owner),
             level.rotations(orientation),
             batch.slice_x[:n],
             batch.slice_y[:n],
@@ -195,7 +199,7 @@ def _shell_matrix(batch: Batch, like: Array) -> Array:
     return to_like((batch.pixels.shell[:, None] == shells).astype(np.float32), like)
 
 
-def _estimate(batch: Batch, scores: Scores, search: Search, noise_ratio: FloatArray) -> Estimates:
+def _estimate(batch: Batch, scores: Scores, step: Step, search: Search, noise_ratio: FloatArray) -> Estimates:
     """Posterior-mean poses: weighted means over the candidates near the best one.
 
     Notes
@@ -211,7 +215,7 @@ def _estimate(batch: Batch, scores: Scores, search: Search, noise_ratio: FloatAr
     group = xp.searchsorted(scores.candidates.group_offsets[1:], both, side="right")
     orientation = scores.candidates.orientation[group]
     rotations = to_host(level.rotations(orientation)).astype(np.float64)
-    classes = to_host(level.classes(orientation))
+    classes = to_host(classes_of(step, level, batch, orientation, image[both]))
     offsets = level.offsets()[to_host(scores.candidates.shift[both])].astype(np.float64)
     n, m = len(batch), len(heavy)
     owner, weight = to_host(image[heavy]), to_host(result.weights[heavy]).astype(np.float64)
@@ -233,7 +237,22 @@ def _estimate(batch: Batch, scores: Scores, search: Search, noise_ratio: FloatAr
         nr_significant=to_host(significant).astype(np.int64),
         noise_ratio=noise_ratio,
         class_number=classes[m:].astype(np.int32),
+        class_share=_class_shares(batch, scores, step, image),
     )
+
+
+def _class_shares(batch: Batch, scores: Scores, step: Step, image: Array) -> FloatArray:
+    """Posterior probability of each class, float64 (n_images, n_classes)."""
+    n, n_classes = len(batch), step.n_classes
+    if n_classes == 1:
+        return np.ones((n, 1))
+    candidates = scores.candidates
+    owner = segment_index(candidates.image_offsets, len(candidates.orientation))
+    classes = classes_of(step, scores.level, batch, candidates.orientation, owner).astype(np.int64)
+    group = segment_index(candidates.group_offsets, len(candidates.shift))
+    mass = xp_of(image).bincount(image * n_classes + classes[group], scores.posterior.weights, n * n_classes)
+    shares = to_host(mass).astype(np.float64).reshape(n, n_classes)
+    return np.asarray(shares / shares.sum(1, keepdims=True))
 
 
 @dataclass
@@ -243,10 +262,10 @@ class Maps:
     Attributes
     ----------
     regularised : float32 (n_halves, n_classes, box, box, box).
-    unfiltered : the same without the prior (the half maps that validate), or None with one half.
+    unfiltered : the same without the prior (the half maps that validate), or None without halves.
     joined : float32 (n_classes, box, box, box) from both halves, or None unless asked for.
-    halves : how the two halves agree (nothing known with one half).
-    tau2 : float64 (n_halves, n_classes, n_shells).
+    halves : how the two halves agree; without them, the best resolution of a class and no curve.
+    tau2, ssnr : float64 (n_halves, n_classes, n_shells), signal power and its ratio to the noise of the map.
     """
 
     regularised: FloatArray
@@ -254,6 +273,7 @@ class Maps:
     joined: FloatArray | None
     halves: HalfMapFsc
     tau2: FloatArray
+    ssnr: FloatArray
 
 
 def reconstruct_halves(
@@ -279,8 +299,8 @@ def reconstruct_halves(
 
     Notes
     -----
-    With two halves 1/tau2 = weight * (1 - FSC) / FSC (Scheres 2012, J Struct Biol 180:519, eq. 11 with the
-    signal-to-noise ratio FSC / (1 - FSC)); with one it is 2 / (T |V|^2) from the power of the map itself.
+    1/tau2 = weight * (1 - FSC) / FSC (Scheres 2012, J Struct Biol 180:519, eq. 11 with the signal-to-noise ratio
+    FSC / (1 - FSC)).
     """
     n_classes = len(sums[0].class_mass)
     for half in sums:
@@ -288,28 +308,23 @@ def reconstruct_halves(
             half.data[c], half.weight[c] = symmetrise(half.data[c], half.weight[c], operators)
     unfiltered = np.array(
         [
-            [_solve(h, c, box, padding, kmax, None, sphere, score_kmax + LEAK_SHELLS) for c in range(n_classes)]
+            [solve_class(h, c, box, padding, kmax, None, sphere, score_kmax + LEAK_SHELLS) for c in range(n_classes)]
             for h in sums
         ],
         dtype=np.float32,
     )
     shells = box // 2 + 1
-    weights = np.array([[_shell_weight(h, c, padding, shells) for c in range(n_classes)] for h in sums])
-    if len(sums) == 1:
-        halves = HalfMapFsc(np.zeros(shells), kmax)
-        inverse = np.stack([[_inverse_tau2_from_power(m, tau2_fudge) for m in unfiltered[0]]])
-        joined_inverse = inverse[0]
-    else:
-        halves = half_map_fsc(unfiltered[0, 0], unfiltered[1, 0], sphere, score_kmax, kmax, len(operators))
-        if join_shell > 0:
-            _join_low_resolution(sums, padding, join_shell)
-        trusted = np.clip(halves.curve, 1e-3, 0.999)
-        noise_to_signal = (1 - trusted) / trusted / tau2_fudge
-        inverse = weights * noise_to_signal
-        joined_inverse = weights.mean(0) * noise_to_signal
+    weights = np.array([[known_shell_weight(h, c, padding, shells) for c in range(n_classes)] for h in sums])
+    halves = half_map_fsc(unfiltered[0, 0], unfiltered[1, 0], sphere, score_kmax, kmax, len(operators))
+    if join_shell > 0:
+        _join_low_resolution(sums, padding, join_shell)
+    trusted = np.clip(halves.curve, 1e-3, 0.999)
+    noise_to_signal = (1 - trusted) / trusted / tau2_fudge
+    inverse = weights * noise_to_signal
+    joined_inverse = weights.mean(0) * noise_to_signal
     regularised = np.array(
         [
-            [_solve(h, c, box, padding, kmax, inverse[i, c], sphere) for c in range(n_classes)]
+            [solve_class(h, c, box, padding, kmax, inverse[i, c], sphere) for c in range(n_classes)]
             for i, h in enumerate(sums)
         ],
         dtype=np.float32,
@@ -318,13 +333,14 @@ def reconstruct_halves(
     if join:
         both = sum(sums[1:], sums[0])
         joined = np.array(
-            [_solve(both, c, box, padding, kmax, joined_inverse[c], sphere) for c in range(n_classes)], np.float32
+            [solve_class(both, c, box, padding, kmax, joined_inverse[c], sphere) for c in range(n_classes)], np.float32
         )
     tau2 = 1 / np.maximum(inverse, 1e-30)
-    return Maps(regularised, unfiltered if len(sums) == 2 else None, joined, halves, tau2)
+    ssnr = np.broadcast_to(halves.curve / np.maximum(1 - halves.curve, 1e-3), tau2.shape)
+    return Maps(regularised, unfiltered, joined, halves, tau2, ssnr)
 
 
-def _solve(
+def solve_class(
     sums: Sums,
     c: int,
     box: int,
@@ -340,22 +356,16 @@ def _solve(
     the particle's sphere, settles the mean of the map. `band` as in `solve`.
     """
     volume: FloatArray = to_host(solve(sums.data[c], sums.weight[c], box, padding, kmax, inverse_tau2, band))
-    solvent = (sphere == 0) & (radius_grid(box, 3) < box // 2)
+    solvent = (sphere == 0) & (radius_grid(box, sphere.ndim) < box // 2)
     if solvent.any():
         volume -= volume[solvent].mean(dtype=np.float64)
     return volume
 
 
-def _shell_weight(sums: Sums, c: int, padding: int, n_shells: int) -> FloatArray:
+def known_shell_weight(sums: Sums, c: int, padding: int, n_shells: int) -> FloatArray:
     """Mean weight of each shell, float64 (n_shells,); the last known value beyond the accumulator."""
     known = shell_weight(sums.weight[c], padding)
     return known[np.minimum(np.arange(n_shells), len(known) - 1)]
-
-
-def _inverse_tau2_from_power(volume: FloatArray, tau2_fudge: float) -> FloatArray:
-    """1 / (T tau2), float64 (n_shells,), tau2 half the mean power of each shell."""
-    power = shell_average(np.abs(forward(volume, ndim=3)) ** 2, 3)[: volume.shape[0] // 2 + 1]
-    return np.asarray(2 / np.maximum(tau2_fudge * power, 1e-30))
 
 
 def _join_low_resolution(sums: list[Sums], padding: int, join_shell: int) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 from spa import euler, healpix
 from spa.em.inputs import Inputs
 from spa.em.schedule import Progress, Schedule
-from spa.em.settings import RefinementOptions
+from spa.em.settings import SearchOptions
 from spa.em.state import FloatArray, Poses, State
 from spa.errors import InputError
 from spa.fsc import shell_to_resolution
@@ -26,6 +26,8 @@ _STATE_NUMBERS = {
     "spaSigmaOffsetsPixels": "offset_sigma",
     "rlnAveragePmax": "ave_pmax",
     "rlnLogLikelihood": "log_likelihood",
+    "spaClassEntropy": "class_entropy",
+    "rlnChangesOptimalClasses": "class_changes",
     "spaNextKmax": "kmax",
     "spaNextScoreKmax": "score_kmax",
     "spaResolutionShell": "resolution_shell",
@@ -42,7 +44,7 @@ def optimiser_path(rootname: str, iteration: int) -> Path:
 def write_iteration(
     rootname: str,
     inputs: Inputs,
-    options: RefinementOptions,
+    options: SearchOptions,
     state: State,
     poses: Poses,
     group_scale: FloatArray,
@@ -53,17 +55,54 @@ def write_iteration(
     _write_data(f"{stem}_data.star", inputs, poses)
     halves = [f"_half{h + 1}" for h in range(state.n_halves)] if state.n_halves == 2 else [""]
     for half, name in enumerate(halves):
-        for c in range(state.n_classes):
-            mrc.write_volume(f"{stem}{name}_class{c + 1:03d}.mrc", state.maps[half, c], inputs.pixel_size)
+        write_references(f"{stem}{name}", state.maps[half], inputs.pixel_size)
         write_model(f"{stem}{name}_model.star", stem + name, inputs, options, state, half, poses, group_scale[half])
     _write_sampling(f"{stem}_sampling.star", options, schedule)
     _write_optimiser(str(optimiser_path(rootname, state.iteration)), stem, halves, options, state, schedule)
 
 
+def write_references(stem: str, maps: FloatArray, pixel_size: float) -> list[str]:
+    """Write the references of all classes, 2D ones into one stack; returns their names as a STAR file has them."""
+    if maps.ndim == 3:
+        path = f"{stem}_classes.mrcs"
+        mrc.write_stack(path, maps, pixel_size)
+    else:
+        for name, volume in zip(_reference_paths(stem, maps), maps, strict=True):
+            mrc.write_volume(name, volume, pixel_size)
+    return _reference_names(stem, maps)
+
+
+def _reference_paths(stem: str, maps: FloatArray) -> list[str]:
+    return [f"{stem}_class{c + 1:03d}.mrc" for c in range(len(maps))]
+
+
+def _reference_names(stem: str, maps: FloatArray) -> list[str]:
+    if maps.ndim == 3:
+        return [f"{c + 1:06d}@{project_path(f'{stem}_classes.mrcs')}" for c in range(len(maps))]
+    return [project_path(path) for path in _reference_paths(stem, maps)]
+
+
+def write_classes(
+    rootname: str,
+    inputs: Inputs,
+    options: SearchOptions,
+    state: State,
+    poses: Poses,
+    group_scale: FloatArray,
+    schedule: Schedule,
+) -> None:
+    """Write the last references, data, model and optimiser files of a classification."""
+    _write_data(f"{rootname}_data.star", inputs, poses)
+    write_references(rootname, state.maps[0], inputs.pixel_size)
+    write_model(f"{rootname}_model.star", rootname, inputs, options, state, 0, poses, group_scale[0])
+    _write_sampling(f"{rootname}_sampling.star", options, schedule)
+    _write_optimiser(f"{rootname}_optimiser.star", rootname, [""], options, state, schedule)
+
+
 def write_final(
     rootname: str,
     inputs: Inputs,
-    options: RefinementOptions,
+    options: SearchOptions,
     state: State,
     poses: Poses,
     group_scale: FloatArray,
@@ -106,7 +145,7 @@ def write_model(
     path: str,
     stem: str,
     inputs: Inputs,
-    options: RefinementOptions,
+    options: SearchOptions,
     state: State,
     half: int,
     poses: Poses,
@@ -128,7 +167,7 @@ def write_model(
         "rlnAngstromResolution": angstrom,
     }
     general = {
-        "rlnReferenceDimensionality": 3,
+        "rlnReferenceDimensionality": state.maps.ndim - 2,
         "rlnDataDimensionality": 2,
         "rlnOriginalImageSize": box,
         "rlnCurrentResolution": resolution,
@@ -145,23 +184,25 @@ def write_model(
         "rlnLogLikelihood": state.log_likelihood,
         "rlnAveragePmax": state.ave_pmax,
     }
-    references = [project_path(f"{stem}_class{c + 1:03d}.mrc") for c in range(state.n_classes)]
+    accuracy = state.class_accuracy
+    if accuracy is None:
+        accuracy = np.tile([state.accuracy_rotations, state.accuracy_offsets], (state.n_classes, 1))
+    shells_reached = state.class_shells if state.n_halves == 1 else np.full(state.n_classes, state.resolution_shell)
     classes = Block.table(
         "model_classes",
         {
-            "rlnReferenceImage": references,
+            "rlnReferenceImage": _reference_names(stem, state.maps[half]),
             "rlnClassDistribution": state.pdf_class[half],
-            "rlnAccuracyRotations": np.full(state.n_classes, state.accuracy_rotations),
-            "rlnAccuracyTranslationsAngst": np.full(state.n_classes, state.accuracy_offsets * px),
-            "rlnEstimatedResolution": np.full(state.n_classes, resolution),
+            "rlnAccuracyRotations": accuracy[:, 0],
+            "rlnAccuracyTranslationsAngst": accuracy[:, 1] * px,
+            "rlnEstimatedResolution": [angstrom[s] for s in shells_reached],
         },
     )
     blocks = [Block.pairs("model_general", general), classes]
     for c in range(state.n_classes):
-        ssnr = state.fsc / np.maximum(1 - state.fsc, 1e-3)
         columns = {
             **spectrum,
-            "rlnSsnrMap": ssnr,
+            "rlnSsnrMap": state.ssnr[half, c],
             "rlnGoldStandardFsc": state.fsc,
             "rlnReferenceTau2": state.tau2[half, c] / box**4,
         }
@@ -182,7 +223,7 @@ def write_model(
         columns = {k: spectrum[k] for k in ("rlnSpectralIndex", "rlnResolution")}
         columns["rlnSigma2Noise"] = sigma2 / box**4
         blocks.append(Block.table(f"model_optics_group_{number + 1}", columns))
-    for c in range(state.n_classes):
+    for c in range(state.n_classes if state.maps.ndim == 5 else 0):
         mine = (inputs.half_set == half + 1) | (state.n_halves == 1)
         pixel = healpix.vec2pix(_ORIENTATION_ORDER, poses.rotations[mine & (poses.class_number == c), 2])
         share = np.bincount(pixel, minlength=healpix.n_pixels(_ORIENTATION_ORDER)) / max(len(pixel), 1)
@@ -190,12 +231,11 @@ def write_model(
     star.write(path, StarFile(blocks))
 
 
-def _write_sampling(path: str, options: RefinementOptions, schedule: Schedule) -> None:
-    order = schedule.progress.order - options.oversampling
+def _write_sampling(path: str, options: SearchOptions, schedule: Schedule) -> None:
     general: dict[str, float | str] = {
-        "rlnHealpixOrder": order,
-        "rlnSymmetryGroup": options.sym,
-        "rlnPsiStep": healpix.angular_step(order),
+        "rlnHealpixOrder": schedule.progress.order - options.oversampling,
+        "rlnSymmetryGroup": schedule.symmetry,
+        "rlnPsiStep": schedule.coarse_step,
         "rlnOffsetRange": options.offset_range * schedule.pixel_size,
         "rlnOffsetStep": options.offset_step * schedule.pixel_size,
     }
@@ -203,7 +243,7 @@ def _write_sampling(path: str, options: RefinementOptions, schedule: Schedule) -
 
 
 def _write_optimiser(
-    path: str, stem: str, halves: list[str], options: RefinementOptions, state: State, schedule: Schedule
+    path: str, stem: str, halves: list[str], options: SearchOptions, state: State, schedule: Schedule
 ) -> None:
     models = {
         f"rlnModelStarFile{'' if len(halves) == 1 else h + 1}": project_path(f"{stem}{name}_model.star")
@@ -248,6 +288,7 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
         maps=np.stack([h["maps"] for h in halves]),
         sigma2=np.stack([h["sigma2"] for h in halves]),
         tau2=np.stack([h["tau2"] for h in halves]),
+        ssnr=np.stack([h["ssnr"] for h in halves]),
         fsc=halves[0]["fsc"],
         pdf_class=np.stack([h["pdf_class"] for h in halves]),
         iteration=block.get_integer("rlnCurrentIteration"),
@@ -273,11 +314,14 @@ def data_path(path: str) -> str:
 def _read_half(path: str, inputs: Inputs) -> dict[str, FloatArray]:
     model, box = star.read(path), inputs.box_size
     classes = model["model_classes"]
-    maps = [mrc.read_volume(name)[0] for name in classes.text("rlnReferenceImage")]
+    names = classes.text("rlnReferenceImage")
+    flat = "@" in names[0]
+    maps = mrc.read(names[0].partition("@")[2])[0] if flat else np.stack([mrc.read_volume(n)[0] for n in names])
     tables = [model[f"model_class_{c + 1}"] for c in range(len(classes))]
     noise = [model[f"model_optics_group_{g + 1}"].floats("rlnSigma2Noise") for g in range(inputs.n_optics)]
     return {
-        "maps": np.stack(maps),
+        "maps": maps,
+        "ssnr": np.stack([t.floats("rlnSsnrMap") for t in tables]),
         "sigma2": np.stack(noise) * box**4,
         "tau2": np.stack([t.floats("rlnReferenceTau2") for t in tables]) * box**4,
         "fsc": tables[0].floats("rlnGoldStandardFsc"),

@@ -105,12 +105,28 @@ def make_level(
     )
 
 
-def make_flat_level(order: int, offset_step: float, n_offsets: int, kmax: int, base_order: int) -> Level:
+def make_flat_level(n_psi: int, offset_step: float, n_offsets: int, kmax: int, psi_origin: float) -> Level:
     """Make the grid of one level of 2D references, for which a class is a direction: only in-plane angles and shifts.
 
-    The in-plane step is that of `make_level` at the same order.
+    n_psi : an even number.
     """
-    return Level(order, 6 * 2**order, offset_step, n_offsets, kmax, np.eye(3)[None], -np.pi / (6 * 2**base_order))
+    return Level(0, n_psi, offset_step, n_offsets, kmax, np.eye(3)[None], psi_origin)
+
+
+def make_own_poses(rotations: np.ndarray[Any, Any], kmax: int) -> Level:
+    """A level whose direction i is the pose of particle i, (n, 3, 3), with no other in-plane angle and no shift."""
+    return Level(0, 1, 1.0, 1, kmax, rotations, -np.pi)
+
+
+def own_poses(indices: np.ndarray[Any, Any], level: Level, n_classes: int) -> Candidates:
+    """The candidates of `make_own_poses` for particles: their own pose, in every class."""
+    n = len(indices)
+    return Candidates(
+        np.arange(n + 1, dtype=np.int64) * n_classes,
+        (indices[:, None] + np.arange(n_classes, dtype=np.int64) * level.n_directions).ravel(),
+        np.arange(n * n_classes + 1, dtype=np.int64),
+        np.zeros(n * n_classes, np.int32),
+    )
 
 
 @dataclass(frozen=True)

@@ -10,26 +10,11 @@ from spa.options import CommonOptions, option
 
 
 @dataclass(frozen=True, kw_only=True)
-class RefinementOptions(CommonOptions):
-    """Options shared by the refinement jobs; names, units and meaning are RELION's."""
+class SearchOptions(CommonOptions):
+    """Options of every job that aligns particles to references; names, units and meaning are RELION's."""
 
     i: str = option(help="Particles STAR file", role="input")
     o: str = option(help="Output rootname, for example Refine3D/job001/run", role="rootname")
-    ref: str = option(help="Reference map (MRC)", group="Reference", role="input")
-    ini_high: float = option(
-        -1.0,
-        help="Low-pass the reference to this resolution first (-1: as it is)",
-        unit="Å",
-        group="Reference",
-        bounds=(-1.0, 1000.0),
-    )
-    firstiter_cc: bool = option(
-        False,
-        help="The reference's grey scale is not that of the images: first iteration by normalised "
-        "cross-correlation (decided automatically when not given)",
-        group="Reference",
-    )
-    sym: str = option("C1", help="Point group: Cn, Dn, T, O, I1 to I4", group="Reference")
     ctf: bool = option(False, help="Correct for the contrast transfer function", group="CTF")
     particle_diameter: float = option(
         -1.0,
@@ -46,22 +31,10 @@ class RefinementOptions(CommonOptions):
         help="Mask the images with zeros outside --particle_diameter when scoring",
         group="Optimisation",
     )
-    solvent_mask: str | None = option(
-        None,
-        help="Mask (MRC, 0 to 1) for the references instead of the sphere",
-        group="Optimisation",
-        role="input",
-    )
     norm: bool = option(False, help="Correct each image's noise level", group="Optimisation")
     scale: bool = option(False, help="Correct the signal's intensity per micrograph", group="Optimisation")
     tau2_fudge: float = option(1.0, help="Regularisation parameter T", group="Optimisation", bounds=(1e-3, 100.0))
     pad: int = option(2, help="Padding factor of the Fourier transforms", group="Optimisation", bounds=(1, 3))
-    healpix_order: int = option(
-        2,
-        help="Angular sampling before oversampling (2: 15°, 3: 7.5°, ...)",
-        group="Sampling",
-        bounds=(0, 7),
-    )
     oversampling: int = option(1, help="Levels of oversampling below --healpix_order", group="Sampling", bounds=(1, 3))
     offset_range: float = option(
         6.0,
@@ -83,6 +56,39 @@ class RefinementOptions(CommonOptions):
         unit="GiB",
         group="Compute",
         bounds=(0.0, 10000.0),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class RefinementOptions(SearchOptions):
+    """Options of the jobs whose references are maps."""
+
+    ref: str = option(help="Reference map (MRC)", group="Reference", role="input")
+    ini_high: float = option(
+        -1.0,
+        help="Low-pass the reference to this resolution first (-1: as it is)",
+        unit="Å",
+        group="Reference",
+        bounds=(-1.0, 1000.0),
+    )
+    firstiter_cc: bool = option(
+        False,
+        help="The reference's grey scale is not that of the images: first iteration by normalised "
+        "cross-correlation (decided automatically when not given)",
+        group="Reference",
+    )
+    sym: str = option("C1", help="Point group: Cn, Dn, T, O, I1 to I4", group="Reference")
+    solvent_mask: str | None = option(
+        None,
+        help="Mask (MRC, 0 to 1) for the references instead of the sphere",
+        group="Optimisation",
+        role="input",
+    )
+    healpix_order: int = option(
+        2,
+        help="Angular sampling before oversampling (2: 15°, 3: 7.5°, ...)",
+        group="Sampling",
+        bounds=(0, 7),
     )
 
 
@@ -121,9 +127,9 @@ class Search:
     rescue_cap: int = 150
     """Most survivors after any level of the global search before convergence: it looks for what is clearly better than
     the last pose, and cannot lose that one."""
-    insertion_mass: float = 0.95
-    """Share of the posterior that enters the maximisation step."""
-    insertion_cap: int = 500
+    insertion_mass: float = 0.998
+    """Share of the posterior that enters the maximisation step; with 0.95 poses end 1 % worse, and 6VSB a shell."""
+    insertion_cap: int = 2000
     """Most candidates of an image that enter it; only the first iterations, with broad posteriors, reach it."""
     resolution_factor: float = 1.2
     """kmax of a level: this many times the resolution at which half an angular step is half a wavelength."""
@@ -145,8 +151,9 @@ class Search:
     surrounds the likeliest pose is part of its mean."""
     known_offset_radius: int = 1
     """Radius of the disc of shifts around the last one that go with them, in that level's steps."""
-    rescue_known: tuple[int, int] = (1, 0)
-    """Directions and in-plane steps that join the global search before convergence: it compares, and takes no mean."""
+    foothold: tuple[int, int] = (1, 0)
+    """Directions and in-plane steps that join instead where the search before convergence only compares poses, and
+    where there are several classes, in each of them."""
     mean_pose_angle: float = 12.0
     """Candidates farther than this from the best one (degrees) are another mode, not part of its mean pose."""
     mean_pose_weight: float = 0.02

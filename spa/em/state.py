@@ -19,21 +19,27 @@ class State:
 
     Attributes
     ----------
-    maps : float32 (n_halves, n_classes, box, box, box), regularised references on the scale of the images.
+    maps : float32 (n_halves, n_classes, box, box, box), regularised references on the scale of the images; 2D
+        references lack one axis.
     sigma2 : float64 (n_halves, n_optics, n_shells), noise variance of the real and of the imaginary part.
     tau2 : float64 (n_halves, n_classes, n_shells), signal power (prior variance).
+    ssnr : float64, the same shape, ratio of signal to noise in the maps.
     fsc : float64 (n_shells,), between the two halves.
     pdf_class : float64 (n_halves, n_classes).
     offset_sigma : standard deviation of the shifts, pixels.
     kmax : Fourier radius of the maps, pixels ("current size" is twice that); `Schedule.advance` sets the next one.
     score_kmax : Fourier radius up to which the next iteration compares images with references; what lies
         beyond stays free of the alignment, so that an FSC there is evidence.
-    resolution_shell : last shell at which the halves agree.
+    resolution_shell : last shell at which the halves agree, or the best class has more signal than noise.
+    class_accuracy : (n_classes, 2), expected accuracy of rotations (degrees) and shifts (pixels) in each class.
+    class_entropy : mean entropy of a particle's assignment to classes, in units of log(n_classes).
+    class_changes : share of the particles that changed their class in the last iteration.
     """
 
     maps: FloatArray
     sigma2: FloatArray
     tau2: FloatArray
+    ssnr: FloatArray
     fsc: FloatArray
     pdf_class: FloatArray
     offset_sigma: float
@@ -45,6 +51,9 @@ class State:
     accuracy_rotations: float = 999.0
     accuracy_offsets: float = 999.0
     log_likelihood: float = 0.0
+    class_accuracy: FloatArray | None = None
+    class_entropy: float = 0.0
+    class_changes: float = 1.0
 
     @property
     def n_halves(self) -> int:
@@ -55,6 +64,12 @@ class State:
     def n_classes(self) -> int:
         """Number of references per half set."""
         return int(self.maps.shape[1])
+
+    @property
+    def class_shells(self) -> np.ndarray[Any, np.dtype[np.int64]]:
+        """The last shell up to which a map of the first half has more signal than noise, (n_classes,)."""
+        weak = self.ssnr[0, :, 1:] < 1
+        return np.where(weak.any(1), weak.argmax(1), weak.shape[1])
 
     @property
     def box_size(self) -> int:
@@ -168,6 +183,7 @@ class Sums:
     signal_cross: FloatArray
     signal_power: FloatArray
     class_mass: FloatArray
+    class_entropy: float = 0.0
     offset_square: float = 0.0
     log_likelihood: float = 0.0
     pmax: float = 0.0
@@ -182,6 +198,7 @@ class Sums:
             self.signal_cross + other.signal_cross,
             self.signal_power + other.signal_power,
             self.class_mass + other.class_mass,
+            self.class_entropy + other.class_entropy,
             self.offset_square + other.offset_square,
             self.log_likelihood + other.log_likelihood,
             self.pmax + other.pmax,

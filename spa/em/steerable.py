@@ -261,8 +261,9 @@ def make_basis(
     least = _least_kept(everything, min(tolerance, share * float(np.sqrt(everything.sum()))))
     kept = [int((v >= least).sum()) for v in values]
     by_parity = [[m for m in range(parity, len(kept), 2) if kept[m]] for parity in (0, 1)]
-    if not by_parity[1]:
-        by_parity[1], kept[1] = [1], 1
+    for parity, orders in enumerate(by_parity):
+        if not orders:  # the references are symmetric, or all zero
+            by_parity[parity], kept[parity] = [parity], 1
     used = [m for part in by_parity for m in part]
     synthesis = {m: functions[m][:, : kept[m]] for m in used}
     return Basis(

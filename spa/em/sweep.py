@@ -87,7 +87,7 @@ class Sweep:
         Every thread has a lane: its own sums, and each n-th batch in turn. So the result does not depend on which
         thread is faster, only, within rounding, on their number.
         """
-        n_lanes = self._lanes(step.kmax, len(reference.log_pdf_class))
+        n_lanes = self._lanes(step, reference.transform.ndim - 1)
         memory = self.memory // 8 // n_lanes
         rotations = poses.rotations[indices]
         shape = self.prepare.stretch, self.prepare.norm_orders(step.score_kmax)
@@ -140,21 +140,22 @@ class Sweep:
         one_thread()
         use_device(self.device)
 
-    def _lanes(self, kmax: int, n_classes: int) -> int:
+    def _lanes(self, step: Step, ndim: int) -> int:
         """Threads that can each have accumulators of their own within a quarter of the memory; one on a GPU."""
         if self.device is not None:
             return 1
-        side = 2 * self.padding * (kmax + 2) + 3
-        accumulator = 12 * n_classes * side * side * (side // 2 + 1)
+        side = 2 * self.padding * (step.kmax + 2) + 3
+        accumulator = 12 * step.n_classes * side ** (ndim - 1) * (side // 2 + 1)
         return int(np.clip(self.memory // 4 // accumulator, 1, threads()))
 
     def _new_sums(self, reference: Reference, step: Step) -> Sums:
         return new_sums(
-            len(reference.log_pdf_class),
+            step.n_classes,
             self.inputs.n_optics,
             self.inputs.n_groups,
             self.inputs.box_size,
             self.padding,
             step.kmax,
             self.prepare.kx,
+            reference.transform.ndim - 1,
         )

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 
 from spa.em import output
 from spa.em.engine import Engine
-from spa.em.inputs import read_inputs
-from spa.em.settings import RefinementOptions
+from spa.em.inputs import Inputs, read_inputs, read_reference
+from spa.em.schedule import RefinementSchedule
+from spa.em.settings import RefinementOptions, Search
 from spa.euler import angles
 from spa.fsc import shell_to_resolution
 from spa.io import plots
@@ -34,12 +35,30 @@ class Options(RefinementOptions):
     )
 
 
+def make_engine(options: Options, inputs: Inputs, job: Job, search: Search | None = None) -> Engine:
+    """The engine of a refinement."""
+    grid = inputs.box_size, inputs.pixel_size
+    schedule = RefinementSchedule(options, search or Search(), *grid, options.auto_local_healpix_order)
+    return Engine(options, inputs, schedule, 2, job, True if options.firstiter_cc else None)
+
+
 def run(options: Options, job: Job) -> None:
     """Refine to convergence, or go on from the optimiser file that --continue names."""
     source = replace(options, i=output.data_path(options.continue_)) if options.continue_ else options
-    inputs = read_inputs(source, job.say, job.warn, with_halves=True)
+    if options.ini_high <= 0:
+        job.warn(
+            "--ini_high was not given: both halves start from all the detail of the reference, so their agreement "
+            "proves nothing up to there"
+        )
+    inputs = read_inputs(
+        source,
+        lambda box, px: read_reference(options.ref, options.ini_high, box, px, job.say)[None],
+        job.warn,
+        with_halves=True,
+        solvent_mask=options.solvent_mask,
+    )
     inputs.low_resol_join_halves = options.low_resol_join_halves
-    engine = Engine(options, inputs, options.auto_local_healpix_order, 2, job)
+    engine = make_engine(options, inputs, job)
     state = None
     if options.continue_:
         state, engine.poses, engine.group_scale = output.read_state(options.continue_, inputs, engine.schedule)

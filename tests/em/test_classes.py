@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from scipy.optimize import linear_sum_assignment
 
+from spa.em import output
+from spa.em.class_schedule import FlatSchedule, MapSchedule
+from spa.em.classes import centred, random_classes, signal_to_noise, turned
 from spa.em.descent import Descent
+from spa.em.engine import Engine
 from spa.em.expectation import Reference, log_weights, score_slices
 from spa.em.sampling import Candidates, Level, make_flat_level, make_level
-from spa.em.settings import Search
+from spa.em.settings import RefinementOptions, Search, SearchOptions
 from spa.em.state import Poses
 from spa.fourier import reference_transform
 from spa.kernels.backend import to_host
@@ -58,7 +64,7 @@ def test_tables_of_several_references_score_as_slices_do(device: Callable[[Any],
     data = tiny.simulate(4, BOX, snr=0.5)
     maps = [v.sum(0) for v in volumes()] if flat else volumes()
     levels = (
-        (make_flat_level(2, 2.0, 3, KMAX, 2), make_flat_level(3, 1.0, 6, KMAX, 2))
+        (make_flat_level(24, 2.0, 3, KMAX, -np.pi / 24), make_flat_level(48, 1.0, 6, KMAX, -np.pi / 24))
         if flat
         else (make_level(0, 2.0, 1, KMAX, TURN, 0), make_level(1, 1.0, 2, KMAX, TURN, 0))
     )
@@ -110,7 +116,7 @@ def test_images_of_2d_references_find_their_class_angle_and_shift() -> None:
     n, pictures = 18, np.stack([v.sum(0) for v in volumes()])
     which, psi, origins = rng.integers(0, N_CLASSES, n), rng.uniform(0, 360, n), rng.normal(scale=1.0, size=(n, 2))
     data = tiny.simulate_pictures(pictures, which, psi, origins, snr=20.0)
-    levels = tuple(make_flat_level(order, 1.0 / 2**k, 7 * 2**k, KMAX, 2) for k, order in enumerate((2, 3, 4)))
+    levels = tuple(make_flat_level(24 * 2**k, 1.0 / 2**k, 7 * 2**k, KMAX, -np.pi / 24) for k in range(3))
     step = every_orientation(make_step(levels), levels)
     rotations = np.tile(np.eye(3), (n, 1, 1))
     descent = Descent(make_references(lambda a: a, list(pictures), 2), step, Search(), 10**9, 10**9, rotations)
@@ -124,3 +130,127 @@ def test_images_of_2d_references_find_their_class_angle_and_shift() -> None:
     assert np.median(np.abs(error)) < scores.level.angular_step
     offset = scores.level.offsets()[scores.candidates.shift[best]]
     assert np.median(np.hypot(*(offset - origins).T)) < 0.3
+
+
+@pytest.mark.parametrize("fudge", [0.5, 1.0, 2.0, 4.0])
+def test_the_prior_is_where_the_iteration_over_the_power_of_the_map_ends(fudge: float) -> None:
+    weight, ratio = 3.0, np.array([0.1, 0.9, 1.1, 3.0, 6.0, 7.9, 8.1, 30.0, 1e4])
+    power = ratio / weight
+    tau2 = power.copy()  # no prior yet
+    for _ in range(20000):
+        tau2 = power * (fudge * tau2 * weight / (1 + fudge * tau2 * weight)) ** 2
+    found = signal_to_noise(power, np.full(ratio.size, weight), fudge)
+    settled = np.abs(ratio * fudge - 4) > 0.05  # at the threshold itself the iteration creeps
+    np.testing.assert_allclose(found[settled], (fudge * tau2 * weight)[settled], rtol=1e-3, atol=1e-3)
+
+
+def test_averages_are_centred_and_images_go_with_them() -> None:
+    """What a moved reference shows at a pose is what the image shows that its new origin has moved."""
+    rng = np.random.default_rng(5)
+    picture = np.roll(volumes()[1].sum(0), (2, -1), (0, 1))
+    where, moved = centred(picture[None], np.ones(()))
+    density, line = np.maximum(where[0], 0), np.arange(BOX) - BOX // 2
+    assert abs((density * line).sum() / density.sum()) <= 0.5
+    assert abs((density * line[:, None]).sum() / density.sum()) <= 0.5
+    psi = rng.uniform(0, 360, 3)
+    before = tiny.simulate_pictures(picture[None], np.zeros(3, int), psi, np.zeros((3, 2)), snr=1e9)
+    shifts = turned(before.rotations, np.tile(moved, (3, 1)))
+    after = tiny.simulate_pictures(where, np.zeros(3, int), psi, shifts, snr=1e9)
+    for a, b in zip(before.images, after.images, strict=True):
+        assert tiny.correlation(a, b) > 0.98
+
+
+def flat_options(tmp_path: Path, **given: Any) -> SearchOptions:
+    values = {"i": "x.star", "o": str(tmp_path / "run"), "ctf": True, "offset_range": 3.0, "offset_step": 1.0}
+    values |= {"particle_diameter": 65.0, "random_seed": 1, "flatten_solvent": True, "tau2_fudge": 2.0}
+    return SearchOptions(**(values | given))
+
+
+def classify(tmp_path: Path, data: tiny.Data, n_classes: int, n_iterations: int = 12, **given: Any) -> Engine:
+    tmp_path.mkdir(exist_ok=True)
+    options = flat_options(tmp_path, **given)
+    inputs = replace(data.inputs(), references=np.zeros((n_classes, BOX, BOX), np.float32))
+    n = len(data.images)
+    plan = FlatSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, n_iterations, 15.0, inactivity=0.1, n_particles=n)
+    engine = Engine(options, inputs, plan, 1, tiny.QuietJob(options.o), False)  # type: ignore[arg-type]
+    engine.run()
+    return engine
+
+
+def agreement(found: np.ndarray, truth: np.ndarray, n: int) -> float:
+    """Share of the particles whose class is the one that stands for their truth."""
+    table = np.zeros((n, n))
+    np.add.at(table, (truth, found), 1)
+    return float(table[linear_sum_assignment(-table)].sum() / len(truth))
+
+
+@pytest.fixture(scope="module")
+def mixed() -> tuple[tiny.Data, np.ndarray]:
+    rng = np.random.default_rng(8)
+    n, pictures = 240, np.stack([v.sum(0) for v in volumes()])
+    which = rng.integers(0, N_CLASSES, n)
+    origins = rng.normal(scale=1.0, size=(n, 2))
+    return tiny.simulate_pictures(pictures, which, rng.uniform(0, 360, n), origins, snr=3.0), which
+
+
+def test_2d_classes_are_found_from_nothing(mixed: tuple[tiny.Data, np.ndarray], tmp_path: Path) -> None:
+    data, which = mixed
+    engine = classify(tmp_path, data, N_CLASSES)
+    assert agreement(engine.poses.class_number, which, N_CLASSES) > 0.95
+    names = {p.name for p in tmp_path.iterdir()}
+    assert {"run_it012_classes.mrcs", "run_classes.mrcs", "run_model.star", "run_data.star"} <= names
+
+
+def test_2d_classification_continues_where_it_was(mixed: tuple[tiny.Data, np.ndarray], tmp_path: Path) -> None:
+    data, _ = mixed
+    whole = classify(tmp_path / "whole", data, N_CLASSES, 6)
+    options = flat_options(tmp_path / "whole")
+    inputs = replace(data.inputs(), references=np.zeros((N_CLASSES, BOX, BOX), np.float32))
+    plan = FlatSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 6, 15.0, inactivity=0.1, n_particles=240)
+    engine = Engine(options, inputs, plan, 1, tiny.QuietJob(str(tmp_path / "b")), False)  # type: ignore[arg-type]
+    state, engine.poses, engine.group_scale = output.read_state(
+        str(tmp_path / "whole/run_it003_optimiser.star"), inputs, plan
+    )
+    saved = output.star.read(str(tmp_path / "whole/run_it003_data.star"))["particles"]
+    engine.poses.origins = np.stack([saved.floats(f"rlnOrigin{a}Angst") for a in "XY"], -1) / tiny.PIXEL_SIZE
+    engine.poses.class_number = saved.floats("rlnClassNumber").astype(np.int32) - 1
+    engine.run(state)
+    assert (engine.poses.class_number == whole.poses.class_number).mean() > 0.97
+
+
+def test_particles_of_noise_alone_give_no_resolution(tmp_path: Path) -> None:
+    data = tiny.simulate(200, BOX, snr=1.0)
+    data.images[:] = np.random.default_rng(1).normal(size=data.images.shape)
+    engine = classify(tmp_path, data, 4)
+    assert np.all(np.abs(engine.final_map) < 10)
+    said = [line for line in engine.job.said if line.startswith("iteration 12")]  # type: ignore[attr-defined]
+    first = engine.schedule.first_shell()
+    assert float(said[0].split("resolution ")[1].split()[0]) >= BOX * tiny.PIXEL_SIZE / (first + 1)
+
+
+@pytest.mark.parametrize("own_poses", [False, True])
+def test_3d_classes_from_one_reference(own_poses: bool, tmp_path: Path) -> None:
+    """Two maps that differ in a blob; with poses given, and with poses searched."""
+    rng = np.random.default_rng(3)
+    one = tiny.blobs(BOX, 4)
+    z, y, x = np.ogrid[:BOX, :BOX, :BOX]
+    other = one + 3 * np.exp(-((z - 8) ** 2 + (y - 12) ** 2 + (x - 8) ** 2) / 4).astype(np.float32)
+    n = 300
+    which = rng.integers(0, 2, n)
+    parts = [tiny.simulate(n, BOX, snr=3.0, seed=4, volume=v) for v in (one, other)]
+    data = replace(parts[0], images=np.where((which == 1)[:, None, None], parts[1].images, parts[0].images))
+    reference = (one + other) / 2
+    options = RefinementOptions(
+        i="x.star", o=str(tmp_path / "run"), ref="x.mrc", ctf=True, offset_range=2.0, offset_step=1.0,
+        particle_diameter=75.0, random_seed=1, flatten_solvent=True, healpix_order=1, ini_high=20.0,
+    )  # fmt: skip
+    inputs = replace(data.inputs(), references=np.stack([reference] * 2).astype(np.float32))
+    poses = data.rotations if own_poses else None
+    seeds = random_classes(1, n, 2)
+    plan = MapSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 10, -1.0, own_poses=poses, seeds=seeds)
+    engine = Engine(options, inputs, plan, 1, tiny.QuietJob(options.o))  # type: ignore[arg-type]
+    if own_poses:
+        engine.poses.rotations, engine.poses.origins = data.rotations.copy(), data.origins.copy()
+        engine.poses.known[:] = True
+    engine.run()
+    assert agreement(engine.poses.class_number, which, 2) > 0.9

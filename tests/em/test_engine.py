@@ -11,7 +11,9 @@ import pytest
 from spa import euler
 from spa.em import output, schedule
 from spa.em.engine import Engine
-from spa.em.settings import RefinementOptions
+from spa.em.inputs import Inputs
+from spa.em.schedule import RefinementSchedule
+from spa.em.settings import RefinementOptions, Search
 from spa.fourier import low_pass
 from tests.devices import device_named
 from tests.em import tiny
@@ -36,12 +38,17 @@ def options(tmp_path: Path, **given: object) -> RefinementOptions:
     return RefinementOptions(**(values | given))  # type: ignore[arg-type]
 
 
+def make_engine(options: RefinementOptions, inputs: Inputs, job: tiny.QuietJob) -> Engine:
+    plan = RefinementSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 3)
+    return Engine(options, inputs, plan, 2, job)  # type: ignore[arg-type]
+
+
 def refine(
     tmp_path: Path, data: tiny.Data, reference: np.ndarray, device: int | None = None, **given: object
 ) -> Engine:
     job = tiny.QuietJob(str(tmp_path / "run"), () if device is None else (device,))
     tmp_path.mkdir(exist_ok=True)
-    engine = Engine(options(tmp_path, **given), data.inputs(reference), 3, 2, job)  # type: ignore[arg-type]
+    engine = make_engine(options(tmp_path, **given), data.inputs(reference), job)
     engine.run()
     return engine
 
@@ -120,7 +127,7 @@ def test_the_sums_of_a_half_do_not_depend_on_the_other(data: tiny.Data, start: n
     scrambled.images[inputs.half_set == 2] *= -3
     sums = []
     for mine in (data, scrambled):
-        engine = Engine(options(tmp_path), mine.inputs(start), 3, 2, tiny.QuietJob("x"))  # type: ignore[arg-type]
+        engine = make_engine(options(tmp_path), mine.inputs(start), tiny.QuietJob("x"))
         state = engine._first_state()
         step = engine.schedule.step(state, fit_scale=False)
         sums.append([engine._expectation(state, step, half, engine.half_indices(half), None)[0] for half in (0, 1)])
@@ -133,7 +140,7 @@ def test_continuing_gives_the_same_result(data: tiny.Data, start: np.ndarray, re
     optimiser = Path(refined.job.rootname + "_it002_optimiser.star")
     inputs = data.inputs(start)
     job = tiny.QuietJob(str(tmp_path / "run"))
-    engine = Engine(options(tmp_path), inputs, 3, 2, job)  # type: ignore[arg-type]
+    engine = make_engine(options(tmp_path), inputs, job)
     table = inputs.particles
     saved = output.star.read(str(optimiser).replace("optimiser", "data"))["particles"]
     table.update(

@@ -151,13 +151,3 @@ def test_reconstruction_from_the_true_poses_is_the_map() -> None:
     slope = float((maps.joined[0] * wanted * sphere).sum() / (wanted**2 * sphere).sum())
     assert slope == pytest.approx(1.0, abs=0.1)
     assert maps.halves.curve[4] > 0.9
-
-
-def test_prior_from_power_shrinks_a_single_map() -> None:
-    volume = tiny.blobs(BOX, 1)
-    sums = half_sums(tiny.simulate(200, BOX, 0.2, 8, volume=volume), 8)
-    sphere = np.asarray(soft_sphere(BOX, 6, 1))
-    strong = reconstruct_halves([sums], np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 4.0, sphere, 0, False)
-    weak = reconstruct_halves([sums], np.eye(3)[None], BOX, PADDING, KMAX, KMAX, 0.2, sphere, 0, False)
-    assert weak.regularised.std() < strong.regularised.std()
-    assert strong.unfiltered is None

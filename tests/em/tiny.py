@@ -78,7 +78,7 @@ class Data:
             optics=particles.optics_index,
             groups=groups,
             group_names=group_names,
-            reference=(self.volume if reference is None else reference).astype(np.float32),
+            references=(self.volume if reference is None else reference).astype(np.float32)[None],
             solvent_mask=None,
         )
 

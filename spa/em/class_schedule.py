@@ -1,0 +1,173 @@
+"""Classification's plan: a fixed number of iterations at one sampling, as far as the classes resolve."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+
+from spa.em.expectation import Parts, Step
+from spa.em.sampling import Level, make_flat_level, make_own_poses
+from spa.em.schedule import RESOLUTION_MARGIN, Schedule
+from spa.em.settings import RefinementOptions, Search, SearchOptions
+from spa.em.state import FloatArray, State
+from spa.euler import random_rotations
+
+REFILLING = 0.6
+"""Share of the iterations during which empty classes are filled from large ones; the rest lets all settle."""
+FIRST_FREQUENCY = 0.07
+"""Digital frequency (cycles per pixel) to which 2D classification first aligns: that of RELION's first references."""
+
+
+class ClassSchedule(Schedule):
+    """What all classification shares.
+
+    Parameters
+    ----------
+    n_iterations : how many there are in all.
+    highest_resolution : Å beyond which images are never compared with references (<= 0: no such limit).
+    """
+
+    n_iterations: int
+    highest_resolution: float
+
+    def advance(self, state: State, median_change: float) -> None:
+        """Follow the best class's resolution; the number of iterations is given."""
+        limit = self.largest_kmax
+        if self.highest_resolution > 0:
+            limit = self.shell_of(self.highest_resolution)
+        state.score_kmax = min(limit, max(self.first_shell(), state.resolution_shell))
+        state.kmax = min(self.largest_kmax, max(self.first_kmax(), state.resolution_shell + RESOLUTION_MARGIN))
+        self.progress.finished = state.iteration >= self.n_iterations
+
+
+class FlatSchedule(ClassSchedule):
+    """2D references: in-plane angles and shifts.
+
+    Parameters
+    ----------
+    psi_step : degrees, before oversampling.
+    inactivity : classes whose share is below this part of an equal one are filled anew.
+    n_particles : their number.
+    """
+
+    def __init__(
+        self,
+        options: SearchOptions,
+        search: Search,
+        box: int,
+        pixel_size: float,
+        n_iterations: int,
+        psi_step: float,
+        highest_resolution: float = -1.0,
+        inactivity: float = 0.0,
+        n_particles: int = 0,
+    ) -> None:
+        super().__init__(options, search, box, pixel_size, "C1", pixel_size / FIRST_FREQUENCY, 0)
+        self.n_iterations, self.highest_resolution = n_iterations, highest_resolution
+        self.inactivity, self.n_particles = inactivity, n_particles
+        self.n_psi = 2 * math.ceil(180 / psi_step)
+
+    @property
+    def coarse_step(self) -> float:
+        """Angular step (degrees) before oversampling."""
+        return 360 / self.n_psi
+
+    def step(self, state: State, fit_scale: bool) -> Step:
+        """The plan of the next iteration, its angles turned by a random part of a step."""
+        kmax, n_psi = state.score_kmax, self.n_psi
+        origin = (float(self._generator(state).uniform()) - 0.5) * 2 * math.pi / n_psi
+        offset_step, count = self._first_offsets(self._level_kmax(360 / n_psi, kmax))
+        levels: list[Level] = []
+        for depth in range(self.options.oversampling + 1):
+            last = depth == self.options.oversampling
+            level_kmax = kmax if last else self._level_kmax(360 / n_psi, kmax)
+            levels.append(make_flat_level(n_psi, offset_step, count, level_kmax, origin))
+            n_psi *= 2
+            if depth < self.search.refined_offsets:
+                offset_step, count = offset_step / 2, count * 2
+        first = levels[0]
+        return Step(
+            levels=tuple(levels),
+            local=False,
+            dense_orientations=np.arange(state.n_classes * first.n_psi, dtype=np.int64),
+            dense_shifts=self._disc(first),
+            fit_scale=fit_scale,
+            offset_sigma=state.offset_sigma,
+            kmax=state.kmax,
+            score_kmax=kmax,
+            parts=self._refilled(state),
+            n_classes=state.n_classes,
+        )
+
+    def _refilled(self, state: State) -> Parts | None:
+        """Halves, drawn by lot, of the largest classes for those that have all but lost their particles.
+
+        Notes
+        -----
+        Expectation-maximisation lets large classes grow, whose averages are less noisy, at the cost of small ones. The
+        halves of a class that holds more than one view grow apart.
+        """
+        if self.inactivity <= 0 or not 1 <= state.iteration < REFILLING * self.n_iterations:
+            return None
+        share, equal = state.pdf_class[0], 1 / state.n_classes
+        empty = np.nonzero(share < self.inactivity * equal)[0]
+        large = np.argsort(-share, kind="stable")[: len(empty)]
+        large = large[share[large] > equal]
+        classes = np.repeat(np.arange(state.n_classes, dtype=np.int32)[:, None], 2, axis=1)
+        classes[large, 1] = empty[: len(large)]
+        part = np.random.default_rng((self.options.random_seed, state.iteration, 5)).integers(0, 2, self.n_particles)
+        return Parts(classes, part.astype(np.int32))
+
+
+class MapSchedule(ClassSchedule):
+    """Maps as references: everywhere, around the last poses, or at the last poses alone.
+
+    Parameters
+    ----------
+    sigma_ang : degrees; above zero, searches are around the last poses.
+    own_poses : (n, 3, 3) the poses of all particles where these alone are compared, else None.
+    seeds : int32 (n,), the class to which each particle counts in the first iteration, where all references are one.
+    """
+
+    def __init__(
+        self,
+        options: RefinementOptions,
+        search: Search,
+        box: int,
+        pixel_size: float,
+        n_iterations: int,
+        highest_resolution: float,
+        sigma_ang: float = -1.0,
+        own_poses: FloatArray | None = None,
+        seeds: np.ndarray[tuple[int], np.dtype[np.int32]] | None = None,
+    ) -> None:
+        order = options.healpix_order + options.oversampling
+        super().__init__(options, search, box, pixel_size, options.sym, options.ini_high, order)
+        self.n_iterations, self.highest_resolution = n_iterations, highest_resolution
+        self.coarse_order, self.sigma_ang, self.own_poses, self.seeds = (
+            options.healpix_order,
+            sigma_ang,
+            own_poses,
+            seeds,
+        )
+
+    @property
+    def local(self) -> bool:
+        """Whether searches are around the last poses only."""
+        return self.sigma_ang > 0 or self.own_poses is not None
+
+    def step(self, state: State, fit_scale: bool) -> Step:
+        """The plan of the next iteration."""
+        perturbation = random_rotations(1, self._generator(state))[0]
+        if self.own_poses is not None:
+            levels = [make_own_poses(self.own_poses, state.score_kmax)]
+        elif self.local:
+            levels = self._local_levels(state, state.score_kmax, perturbation)
+        else:
+            base = min(self.search.dense_order, self.coarse_order)
+            levels = self._levels(state.score_kmax, perturbation, base, self.progress.order)
+        parts = None
+        if self.seeds is not None and state.iteration == 0:
+            parts = Parts(np.arange(state.n_classes, dtype=np.int32)[None], self.seeds)
+        return self._planned(state, levels, fit_scale, state.kmax, self.own_poses is not None, parts)

@@ -1,0 +1,139 @@
+"""Classification: maps of one set of particles, each regularised by its own power, and where the first come from."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from spa.em.maximisation import Maps, known_shell_weight, solve_class
+from spa.em.state import Batch, FloatArray, Sums
+from spa.em.validation import HalfMapFsc
+from spa.fourier import forward, shift
+from spa.grids import centred_coordinates
+from spa.kernels.backend import Array, to_host, to_like, xp_of
+from spa.kernels.slices import insert_slices
+from spa.noise import shell_average
+from spa.reconstruct import new_accumulator, solve, symmetrise
+
+
+def signal_to_noise(power: FloatArray, weight: FloatArray, tau2_fudge: float) -> FloatArray:
+    """T tau2 over the noise of a map per shell, from the power of the map without a prior; zero where none is left.
+
+    Parameters
+    ----------
+    power : mean squared real or imaginary part of the map, noise included.
+    weight : 1 / the variance of its noise.
+
+    Notes
+    -----
+    With tau2 the power of the last iteration's map (Scheres 2012, J Struct Biol 180:519) an iteration takes the ratio
+    t = tau2 * weight to power * weight * (T t / (1 + T t))^2. This is the fixed point to which that tends: zero below
+    power * weight = 4 / T, and there T t = 1. So T sets how far above the noise (power * weight = 1) a shell must
+    stand, and no iteration depends on the one before.
+    """
+    ratio = power * weight * tau2_fudge
+    half = ratio / 2 - 1
+    return np.where(ratio >= 4, half + np.sqrt(np.maximum(half**2 - 1, 0)), 0.0)
+
+
+def reconstruct_classes(
+    sums: Sums,
+    operators: FloatArray,
+    box: int,
+    padding: int,
+    kmax: int,
+    tau2_fudge: float,
+    mask: FloatArray,
+    sphere: FloatArray,
+) -> Maps:
+    """New maps of all classes from the sums of all particles.
+
+    Parameters
+    ----------
+    mask : what the references will be multiplied by; power outside it is noise.
+    sphere : float32 (box,) * ndim, soft sphere or disc of the particle.
+
+    Notes
+    -----
+    A class without particles has a map of zeros, and stays empty.
+    """
+    n_classes, shells = len(sums.class_mass), box // 2 + 1
+    maps, ssnr, tau2 = [], np.zeros((n_classes, shells)), np.zeros((n_classes, shells))
+    for c in range(n_classes):
+        if sphere.ndim == 3:
+            sums.data[c], sums.weight[c] = symmetrise(sums.data[c], sums.weight[c], operators)
+        plain = solve_class(sums, c, box, padding, kmax, None, sphere) * mask
+        power = shell_average(np.abs(forward(plain, sphere.ndim)) ** 2, sphere.ndim)[:shells] / 2
+        weight = known_shell_weight(sums, c, padding, shells)
+        ssnr[c] = signal_to_noise(power, weight, tau2_fudge)
+        ssnr[c, kmax + 1 :] = 0
+        inverse = np.divide(weight, ssnr[c], out=np.full(shells, np.inf), where=ssnr[c] > 0)
+        inverse[0] = 0 if weight[0] > 0 else np.inf
+        maps.append(solve_class(sums, c, box, padding, kmax, inverse, sphere))
+        tau2[c] = np.where(np.isfinite(inverse), 1 / np.maximum(inverse * tau2_fudge, 1e-30), 0)
+    weak = ssnr[:, 1:] < 1
+    best = int(np.where(weak.any(1), weak.argmax(1), shells - 1).max())
+    return Maps(np.stack(maps)[None], None, None, HalfMapFsc(np.zeros(shells), best), tau2[None], ssnr[None])
+
+
+def random_classes(seed: int, n: int, n_classes: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:
+    """A class for each of `n` particles, all about equally large."""
+    return np.random.default_rng((seed, 4)).permutation(np.arange(n) % n_classes).astype(np.int32)
+
+
+class UnalignedSums:
+    """Sums of images as they come, in random classes: the averages from which 2D classification starts."""
+
+    def __init__(self, n_classes: int, padding: int, kmax: int) -> None:
+        self.n_classes, self.padding, self.kmax = n_classes, padding, kmax
+        self._values: FloatArray | float = 0.0
+        self._weights: FloatArray | float = 0.0
+        self._points: tuple[Array, Array] | None = None
+
+    def add(self, batch: Batch, classes: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:
+        """Add the images of a batch to their classes."""
+        n = batch.pixels.prefix(self.kmax)
+        scaled = batch.ctf[:, :n] * batch.inverse_sigma2[:, :n]
+        member = to_like((classes == np.arange(self.n_classes)[:, None]).astype(np.float32), batch.kx)
+        self._values = self._values + member @ (batch.spectra[:, :n] * scaled)
+        self._weights = self._weights + member @ (scaled * batch.ctf[:, :n])
+        self._points = batch.slice_x[:n], batch.slice_y[:n]
+
+    def averages(self, box: int) -> FloatArray:
+        """float32 (n_classes, box, box), each regularised by a tenth of its mean weight."""
+        if self._points is None:
+            raise ValueError("no images were added")
+        values, weights = self._values, self._weights
+        xp = xp_of(values)
+        data, weight = new_accumulator(self.n_classes, box, self.padding, self.kmax, 2, self._points[0])
+        turn = xp.asarray(np.tile(np.eye(3, dtype=np.float32), (self.n_classes, 1, 1)))
+        number = xp.arange(self.n_classes, dtype=np.int32)
+        insert_slices(data, weight, number, turn, *self._points, values.astype(np.complex64), weights, self.padding)
+        prior = 0.1 * to_host(weights).mean(1)
+        return np.stack(
+            [to_host(solve(data[c], weight[c], box, self.padding, self.kmax, [p])) for c, p in enumerate(prior)]
+        )
+
+
+def turned(rotations: FloatArray, shifts: FloatArray) -> FloatArray:
+    """By how far, (n, 2) pixels, images at poses (n, 3, 3) move when their 2D references move by (n, 2)."""
+    return np.asarray(np.einsum("nij,nj->ni", rotations[:, :2, :2], shifts))
+
+
+def centred(maps: FloatArray, mask: FloatArray) -> tuple[FloatArray, FloatArray]:
+    """Class averages moved so that the centre of their positive density is in the middle.
+
+    Parameters
+    ----------
+    maps : float32 (n, box, box); mask : the same for all, or a scalar.
+
+    Returns
+    -------
+    The moved averages, and (n, 2) by how far (x, y) in pixels each was moved.
+    """
+    box = maps.shape[-1]
+    density = np.maximum(maps * mask, 0).astype(np.float64)
+    total = np.maximum(density.sum((1, 2)), 1e-30)
+    y, x = centred_coordinates(box, 2)
+    centre = np.stack([(density * x).sum((1, 2)), (density * y).sum((1, 2))], -1) / total[:, None]
+    whole = -np.rint(centre)
+    return np.asarray(shift(maps, whole), np.float32), whole
