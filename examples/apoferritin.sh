@@ -24,7 +24,8 @@ micrographs=CtfFind/job002/micrographs_ctf.star
 if [ "$picks" = hand ]; then
     spa import --i "HandPicks/*.star" --do_coordinates --micrographs $micrographs --odir AutoPick/job003/ --ofile autopick.star
 else
-    spa pick --i $micrographs --odir AutoPick/job003/ --ref "$reference" --sym O --j "$threads"
+    spa pick --i $micrographs --odir AutoPick/job003/ --ref "$reference" --sym O --random_seed 1 \
+        --j "$threads"
 fi
 
 # the background circle leaves room for the particle, 120 A across, and its dark fringe; boxes of refinement are bright

@@ -13,6 +13,7 @@ from spa.euler import matrix
 from spa.grids import centred_coordinates, check_even, radius_grid
 from spa.kernels.backend import Array, fft_of, fft_workers, to_host, xp_of
 
+_FARTHEST = 1e9  # pixels: no micrograph reaches so far
 _FLAT = 1e-6  # of the level of an image: less is rounding, not contrast
 
 
@@ -36,7 +37,8 @@ def corners(centres: ArrayLike, box_size: int) -> NDArray[np.int64]:
 
     Fractions of a coordinate are cut off, as RELION does, so that pixel box // 2 of the window is the whole part.
     """
-    return np.trunc(np.asarray(centres, dtype=np.float64)).astype(np.int64).reshape(-1, 2) - box_size // 2
+    whole = np.trunc(np.clip(np.asarray(centres, dtype=np.float64), -_FARTHEST, _FARTHEST))
+    return whole.astype(np.int64).reshape(-1, 2) - box_size // 2
 
 
 def reaches(centres: ArrayLike, box_size: int, shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -42,6 +42,10 @@ class Found:
         """The same with other labels of the peaks, (n,)."""
         return replace(self, peaks=replace(self.peaks, label=label))
 
+    def within(self, area: NDArray[np.bool_]) -> Found:
+        """The same with only those peaks that lie in an area, bool (rows, columns)."""
+        return replace(self, peaks=self.peaks.chosen(self.peaks.at(area.astype(np.float32)) > 0))
+
 
 @dataclass(frozen=True)
 class Limits:

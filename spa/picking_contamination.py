@@ -2,7 +2,7 @@
 
 Grains stand out of their surroundings by their level. Carbon is a second level on a large part of the image, beyond
 a sharp edge, with more texture, a grid bar one with far less; a slow change of the ice's thickness is neither. What
-is constant was never measured.
+is constant, or repeats its neighbour up to the edge of the image, was never measured.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ _MOSTLY = 0.7  # of the image: if more is dirty, too little is left to tell leve
 _SMALLEST = 0.02  # of the image: less than that is no second level
 _LEVELS = 128
 _NARROW, _FEWEST = 0.125, 8  # diameters and pixels: what is narrower is not told from equal pixels by chance
+_CHANCE = 0.01  # squares of equal pixels in the image by chance, at most
 _EQUAL = 0.1  # of the usual difference between neighbours: less is none
 _SAMPLED = 1 << 20  # pixels that a median is taken of, about
 
@@ -36,24 +37,47 @@ _SAMPLED = 1 << 20  # pixels that a median is taken of, about
 def constant_area(image: Image, size: float) -> Mask:
     """Pixels of regions without any noise, such as a part filled with one value, bool like the image.
 
+    Rows and columns at the edge that repeat the next one, as a shifted frame leaves them, are such regions, too.
     size : the particle's diameter in pixels.
     """
-    none = np.zeros(image.shape, dtype=bool)
-    width = max(_FEWEST, round(_NARROW * size))
+    border = _repeated(image) | _repeated(image.T).T
     every = max(1, image.size // _SAMPLED)
+    width = max(_FEWEST, round(_NARROW * size), _beyond_chance(image[::every], image.size))
     change = np.abs(np.diff(image[::every], axis=1))
     change = change[change > 0]
     if not change.size:
-        return ~none
+        return np.ones(image.shape, dtype=bool)
     equal = _EQUAL * float(np.median(change))
     half = width // 2
     rows, columns = (n // half * half for n in image.shape)
     blocks = image[:rows, :columns].reshape(rows // half, half, columns // half, half)
     if not (np.ptp(blocks, axis=(1, 3)) <= equal).any():  # a constant square of `width` would hold such a block
-        return none
+        return border
     span = ndimage.maximum_filter(image, width, mode="nearest") - ndimage.minimum_filter(image, width, mode="nearest")
     origin = 0 if width % 2 else -1  # of the dilation by the same window, mirrored
-    return np.asarray(ndimage.maximum_filter(span <= equal, width, mode="constant", origin=origin), dtype=bool)
+    return border | ndimage.maximum_filter(span <= equal, width, mode="constant", origin=origin)
+
+
+def _repeated(image: Image) -> Mask:
+    """Pixels of the first and last rows that are the same as the next row, bool like the image."""
+    out = np.zeros(image.shape, dtype=bool)
+    last = len(image) - 1
+    above, below = 0, 0
+    while above < last and (image[above] == image[above + 1]).all():
+        above += 1
+    while below < last and (image[last - below] == image[last - below - 1]).all():
+        below += 1
+    out[:above] = True
+    out[len(image) - below :] = True
+    return out
+
+
+def _beyond_chance(sample: Image, n_pixels: int) -> int:
+    """Side of a square, in pixels, of which hardly one has the commonest value throughout by chance."""
+    share = float(np.unique(sample, return_counts=True)[1].max()) / sample.size
+    if share == 1:
+        return 1
+    return int(np.ceil(np.sqrt(np.log(n_pixels / _CHANCE) / -np.log(share))))
 
 
 def filled(image: Image, constant: Mask, seed: int) -> Image:
@@ -97,24 +121,33 @@ def usable_area(
     reach: float = 0.5,
     only_constant: bool = False,
 ) -> Mask:
-    """Pixels on which a particle may be centred, bool like the image.
+    """Pixels that show specimen: not contaminated, not next to contamination, not constant; bool like the image.
 
     Parameters
     ----------
     plain : float32 (rows, columns), a shrunken micrograph.
     pixel_size, diameter : Angstrom; the diameter is the particle's.
-    constant : bool, like it, pixels that have no say and are not usable.
+    constant : bool, like it, pixels that have no say and are not usable; those beside them are.
     reach : diameters to keep away from contamination. only_constant : look for no other contamination.
     """
     size = diameter / pixel_size
     blank = np.zeros(plain.shape, dtype=bool) if constant is None else constant
     if blank.all() or only_constant:
-        return _away_from(blank, reach * size)
+        return ~blank
     film = carbon(plain, blank, size)
     dirty = film | grains(plain, film | blank, size)
     if not film.any():
         dirty |= carbon(plain, dirty | blank, size)
-    return _away_from(dirty | blank, reach * size)
+    return _away_from(dirty, reach * size) & ~blank
+
+
+def whole_area(constant: Mask, distance: float) -> Mask:
+    """Pixels around which all within `distance` pixels lies in the image and is not constant, bool like `constant`."""
+    if not constant.any():
+        gaps = [np.minimum(np.arange(1, n + 1), np.arange(n, 0, -1)) >= distance + 0.5 for n in constant.shape]
+        return np.asarray(gaps[0][:, None] & gaps[1])
+    found: NDArray[np.float64] = ndimage.distance_transform_edt(np.pad(~constant, 1))
+    return np.asarray(found[1:-1, 1:-1] >= distance + 0.5)
 
 
 def grains(plain: Image, film: Mask, size: float) -> Mask:

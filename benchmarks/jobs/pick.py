@@ -22,6 +22,8 @@ from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.jobs.measure import SPA, Cost, measured, stop_jobs_on_sigterm
+from spa import picking_templates as templates
+from spa.fourier import inverse
 from spa.io import mrc, star
 from spa.io.coordinates import FOM, read_coordinates
 from spa.io.star import StarFile
@@ -30,6 +32,7 @@ from spa.picking_evaluation import Curve, curve
 DATA = Path(os.environ.get("SPA_DATA", report.ROOT.parent / "shared" / "data"))
 DISTANCE = 40.0
 DIAMETERS = ("110", "140")
+TO_THE_EDGE = "-1000"
 HEAD = ["picks by", "precision", "recall", "F1", "best F1", "offset (A)", "s a micrograph", "CPU s", "peak MiB"]
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 """Of the picks, the best, whose precision is listed."""
@@ -62,11 +65,17 @@ def real(folder: Path, work: Path) -> str:
         ("spa, LoG", log),
         ("spa, LoG without refinement", (*log, "--no_LoG_refine", "--threshold", "1.5")),
         ("spa, map", reference),
+        ("spa, LoG, to the edge", (*log, "--skip_side", TO_THE_EDGE)),
+        ("spa, map, to the edge", (*reference, "--skip_side", TO_THE_EDGE)),
     ):
         rows.append(row(name, *pick(source, work / name.replace(" ", "_"), truth, *flags), n))
     if shutil.which("relion_autopick"):
-        rows.append(relion(folder, work, source))
-    return f"{report.aligned(rows)}\n\none thread, with start-up, CTF given; pictures included for spa"
+        rows.append(relion("RELION 3.1.3, LoG", folder, work, source, *log))
+        rows.append(relion("RELION 3.1.3, map", folder, work, source, *relion_templates(folder, work)))
+    notes = "one thread, with start-up, CTF given; pictures included for spa\n"
+    notes += "the hand picks reach to the edge; spa leaves 0.4 of the particle's diameter, RELION half of it\n"
+    notes += "RELION, map: a projection as bright as a class average, best of several thresholds"
+    return f"{report.aligned(rows)}\n\n{notes}"
 
 
 def with_ctf(folder: Path, work: Path) -> Path:
@@ -83,12 +92,27 @@ def with_ctf(folder: Path, work: Path) -> Path:
     return work / "micrographs_ctf.star"
 
 
-def relion(folder: Path, work: Path, source: Path) -> list[str]:
-    """relion_autopick's LoG with its own defaults beside the diameters."""
-    out = work / "relion"
+def relion_templates(folder: Path, work: Path) -> list[str]:
+    """Flags for relion_autopick with the same reference and sampling as `spa pick`.
+
+    Its figure of merit depends on the grey scale of the reference: with a map as it is, it finds nothing (and aborts
+    while it writes its report). A projection with a standard deviation of 1 is as bright as a class average.
+    """
+    volume, pixel_size = mrc.read_volume(folder / "reference_30A.mrc", -1)
+    box = round(len(volume) * pixel_size / 1.5)
+    turned = templates.of_map(volume, pixel_size, 1.5, box, 1, "O", 360)
+    images = inverse(turned.transforms, box)
+    mrc.write_stack(work / "references.mrcs", (images / images.std()).astype(np.float32), 1.5)
+    flags = ["--ref", str(work / "references.mrcs"), "--angpix", "1.5", "--invert", "--ctf", "--ang", "15"]
+    flags += ["--lowpass", "20", "--particle_diameter", "130", "--min_distance", "80", "--shrink", "0.5"]
+    return [*flags, "--threshold", "0.01"]
+
+
+def relion(name: str, folder: Path, work: Path, source: Path, *flags: str) -> list[str]:
+    """The picks of relion_autopick."""
+    out = work / name.replace(" ", "_")
     out.mkdir()
-    command = ["relion_autopick", "--i", str(source), "--odir", f"{out}/", "--pickname", "autopick", "--LoG"]
-    command += ["--LoG_diam_min", DIAMETERS[0], "--LoG_diam_max", DIAMETERS[1]]
+    command = ["relion_autopick", "--i", str(source), "--odir", f"{out}/", "--pickname", "autopick", *flags]
     cost = measured(["sh", "-c", f"{shlex.join(command)} >/dev/null 2>&1"], cwd=work)
     parts = []
     for path in sorted((folder / "picks").glob("*.star")):
@@ -104,7 +128,7 @@ def relion(folder: Path, work: Path, source: Path) -> list[str]:
     offset = f"{np.median(found.offset):.1f}"
     n = len(parts)
     seconds = (f"{cost.wall_seconds / n:.2f}", f"{cost.cpu_seconds / n:.2f}", f"{1024 * cost.peak_gib:.0f}")
-    return ["RELION 3.1.3, LoG", *values, offset, *seconds]
+    return [name, *values, offset, *seconds]
 
 
 def simulate(work: Path, name: str, models: Path, n: int, *flags: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +24,30 @@ _SHOWN, _EACH = 4, 8  # micrographs, particles of each
 _SAMPLE = 400
 
 
-def read_sample(particles: Block) -> tuple[dict[str, NDArray[np.float32]], NDArray[np.float32]]:
-    """Particles from all over some micrographs, by the micrographs' names, and images from all over the table."""
+@dataclass(frozen=True)
+class Sample:
+    """Some of the particles of an extraction.
+
+    shown : name of a micrograph -> some of its particles (n, box, box) and their pixel size in Å.
+    images : particles (n, box, box) from all over, of one pixel size, the commonest; pixel_size : theirs, in Å.
+    sizes : of all pixels, in Å. total : number of all particles.
+    """
+
+    shown: Mapping[str, tuple[NDArray[np.float32], float]]
+    images: NDArray[np.float32]
+    pixel_size: float
+    sizes: tuple[float, ...]
+    total: int
+
+
+def read_sample(particles: Block, optics: Block) -> Sample:
+    """Particles from all over some micrographs, and images from all over the table; `optics` has their pixel sizes."""
+    by_group = dict(
+        zip(optics.integers("rlnOpticsGroup").tolist(), optics.floats("rlnImagePixelSize").tolist(), strict=True)
+    )
+    size = np.array([by_group[number] for number in particles.integers("rlnOpticsGroup").tolist()])
+    sizes, members = np.unique(size, return_counts=True)
+    common = float(sizes[np.argmax(members)])
     reader = mrc.StackReader()
     images = particles.text("rlnImageName")
     micrographs = np.array(particles.text("rlnMicrographName"))
@@ -37,41 +60,40 @@ def read_sample(particles: Block) -> tuple[dict[str, NDArray[np.float32]], NDArr
         return np.stack([reader.read(path, number) for number, path in places])
 
     shown = {
-        Path(micrographs[first[i]]).name: read(np.linspace(first[i], first[i] + count[i] - 1, _EACH + 2)[1:-1])
+        micrographs[first[i]]: (
+            read(np.linspace(first[i], first[i] + count[i] - 1, _EACH + 2)[1:-1]),
+            float(size[first[i]]),
+        )
         for i in chosen
     }
-    return shown, read(np.linspace(0, len(images) - 1, _SAMPLE))
+    alike = np.flatnonzero(size == common)
+    averaged = read(alike[np.linspace(0, len(alike) - 1, _SAMPLE).astype(int)])
+    return Sample(shown, averaged, common, tuple(sizes.tolist()), len(images))
 
 
-def gallery(
-    shown: Mapping[str, NDArray[np.float32]],
-    sample: NDArray[np.float32],
-    pixel_size: float,
-    radius: float,
-    total: int,
-) -> Figure:
+def gallery(sample: Sample, radius: float) -> Figure:
     """Particles of some micrographs, two rows each (as written, low-passed), beside the average of many.
 
-    Parameters
-    ----------
-    shown : name of a micrograph -> some of its particles (n, box, box).
-    sample : particles (n, box, box) to average.
-    pixel_size : Å.
     radius : of the circle outside which the background lies, in pixels.
-    total : how many particles there are.
     """
-    n_columns = max(len(images) for images in shown.values())
+    shown, several = sample.shown, len(sample.sizes) > 1
+    n_columns = max(len(images) for images, _ in shown.values())
     width = 1.05 * n_columns
     figure = Figure(figsize=(width + 4.2, max(2.35 * len(shown) + 0.5, 4.6)), layout="constrained", dpi=120)
     FigureCanvasAgg(figure)
     parts: Any = figure.subfigures(1, 2, width_ratios=(width + 0.4, 3.8))
     left, right = parts
-    for axes, (name, images) in zip(left.subplots(len(shown), 1, squeeze=False)[:, 0], shown.items(), strict=True):
+    panels = left.subplots(len(shown), 1, squeeze=False)[:, 0]
+    for axes, (name, (images, pixel_size)) in zip(panels, shown.items(), strict=True):
         _montage(axes, images, _smooth(images, pixel_size), radius)
-        axes.set_title(name, fontsize=7.5, loc="left")
+        of = f", pixels of {pixel_size:.4g} Å" if several else ""
+        axes.set_title(f"{Path(name).name}{of}", fontsize=7.5, loc="left")
     left.suptitle(f"Particles of {len(shown)} of the micrographs: as written, and to {RESOLUTION:g} Å", fontsize=10)
-    _average(right, sample, pixel_size, radius)
-    right.suptitle(f"{total:,} particles, box {sample.shape[-1]} px of {pixel_size:.4g} Å", fontsize=10)
+    _average(right, sample.images, sample.pixel_size, radius)
+    sizes = f"{min(sample.sizes):.4g} to {max(sample.sizes):.4g}" if several else f"{sample.pixel_size:.4g}"
+    title = f"{sample.total:,} particles, box {sample.images.shape[-1]} px of {sizes} Å"
+    below = f"\nbelow: those of {sample.pixel_size:.4g} Å" if several else ""
+    right.suptitle(title + below, fontsize=10)
     return figure
 
 

@@ -96,20 +96,25 @@ def in_folder(folder: str | None, suffix: str, micrographs: Sequence[str]) -> Fo
     return Found(files, [])
 
 
-def refined(path: str | os.PathLike[str], folder: Path, source: str) -> tuple[Found, Block]:
+def refined(
+    path: str | os.PathLike[str], folder: Path, source: str, recentred: Sequence[str] = ()
+) -> tuple[Found, Block]:
     """Split refined particles into a STAR file for each micrograph of `source`, in `folder`; their optics groups, too.
 
-    Coordinates in micrographs of another pixel size are brought to that of the micrographs of `source`.
+    Coordinates in micrographs of another pixel size are brought to that of the micrographs of `source`. `recentred` are
+    columns that --recenter needs.
 
     Raises
     ------
     InputError
-        As `read_particles`; no rlnMicrographName, or no coordinates.
+        As `read_particles`; no rlnMicrographName, no coordinates, or a column less than `recentred`.
     """
     everything = to_star(read_particles(path))
     table, optics = everything["particles"], everything["optics"]
     for column in (_NAME, "rlnCoordinateX", "rlnCoordinateY"):
         table.require(column, "extraction needs")
+    for column in recentred:
+        table.require(column, "--recenter needs")
     micrographs = micrograph_names(source)
     _, items = read_items(source, "micrographs", _NAME, 0, needs=())
     stems = unique_stems(list(micrographs))

@@ -10,6 +10,7 @@ import numpy as np
 
 from spa.io import pick_plots, plots
 from spa.io.coordinates import Picks
+from spa.io.name_matching import of_micrographs
 from spa.io.pick_tables import numbers, write_evaluation
 from spa.picking_evaluation import Curve, curve
 
@@ -32,10 +33,10 @@ class Compared:
         """Lines on the micrographs without a truth or without picks, of `n_picked` and `n_true`."""
         lines = []
         if self.without_truth:
-            lines.append(f"{truth}: no truth for {len(self.without_truth)} of {n_picked} micrographs")
+            lines.append(f"{truth}: no truth for {of_micrographs(len(self.without_truth), n_picked)}")
         if self.missed:
             lines.append(
-                f"{len(self.missed)} of {n_true} micrographs with a truth failed or have no picks, as "
+                f"{of_micrographs(len(self.missed), n_true)} with a truth failed or have no picks, as "
                 f"{self.missed[0]}: their {self.n_missed} particles count as missed"
             )
         return lines
@@ -44,7 +45,7 @@ class Compared:
         """The result in a line."""
         found = self.curve
         if found is None:
-            return f"nothing to evaluate: no picks in the {n_true} micrographs of {truth}"
+            return f"nothing to evaluate: no picks in any of {n_true} micrograph{'' if n_true == 1 else 's'} of {truth}"
         return (
             f"precision {found.precision[0]:.3f}, recall {found.recall[0]:.3f}, F1 {found.f1[0]:.3f}, median offset "
             f"{self.offset:.1f} Å; best F1 {found.f1[found.best]:.3f} at {found.threshold[found.best]:.2f}; "

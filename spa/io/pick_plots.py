@@ -11,6 +11,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import EllipseCollection
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 from scipy import ndimage
 
@@ -26,6 +27,7 @@ _BLUE, _RED, _GREEN, _GREY = "#1565c0", "#c0392b", "#2e7d32", "0.45"
 _SMOOTH = 0.8  # pixels of the picture
 _LONGEST = 620  # pixels of the micrograph as it is drawn
 _SIDE = 7.2  # inches
+_TICKS = 6  # each takes time to draw, and there is a picture for each micrograph
 
 
 @dataclass(frozen=True)
@@ -84,9 +86,10 @@ def micrograph(shown: Shown, name: str) -> Figure:
         circles.set_clim(min(shown.threshold, float(shown.score.min())), max(top, shown.threshold + 1e-3))
         axes.add_collection(circles)
         bar = figure.add_axes((1 - 0.9 / _SIDE, 0.8 / height, 0.2 / _SIDE, 1 - 1.6 / height))
-        figure.colorbar(circles, cax=bar, label=_merit(shown.unit))
+        figure.colorbar(circles, cax=bar, label=_merit(shown.unit), ticks=MaxNLocator(_TICKS))
     axes.set(xlim=extent[:2], ylim=extent[2:], xlabel="nm")
     axes.tick_params(labelsize=8)
+    axes.locator_params(nbins=_TICKS)
     masked = "" if usable.all() else f", {1 - shown.usable.mean():.0%} masked (blue)"
     picks = "1 pick" if len(shown.centres) == 1 else f"{len(shown.centres)} picks"
     axes.set_title(f"{name}: {picks} {_above(shown.threshold, shown.unit)}{masked}", fontsize=10)

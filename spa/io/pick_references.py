@@ -18,6 +18,9 @@ from spa.io.micrographs import MICROSCOPE, Item
 from spa.kernels.backend import to_device
 from spa.picking_scores import SCORES_AT_ONCE
 
+_EVEN = 1e-6  # of the largest value: a smaller range is rounding, not contrast
+_LARGEST_DEFOCUS = 1e6  # Angstrom
+
 
 def read_reference(
     path: str, angpix: float = -1.0, flag: str = "--angpix_ref"
@@ -29,11 +32,12 @@ def read_reference(
     Raises
     ------
     InputError
-        As `mrc.info`; an odd or uneven box, no pixel size, a value that is not finite.
+        As `mrc.info`; an odd or uneven box, no pixel size, a value that is not finite, one value everywhere.
     """
     is_map = _is_map(path, mrc.info(path).shape)
     if is_map:
         volume, pixel_size = mrc.read_volume(path, angpix)
+        _check_contrast(path, volume)
         return volume, pixel_size, True
     images, pixel_size = mrc.read(path)
     pixel_size = angpix if angpix > 0 else pixel_size
@@ -44,7 +48,14 @@ def read_reference(
         raise InputError(f"{path}: its header has no pixel size; give {flag}")
     if not np.isfinite(images).all():
         raise InputError(f"{path}: expected finite pixels, found {int((~np.isfinite(images)).sum())} that are not")
+    _check_contrast(path, images)
     return images, pixel_size, False
+
+
+def _check_contrast(path: str, reference: NDArray[np.float32]) -> None:
+    """Refuse a reference of one grey value."""
+    if np.ptp(reference) <= _EVEN * float(np.abs(reference).max()):
+        raise InputError(f"{path}: expected a reference, found the same value everywhere")
 
 
 @lru_cache(maxsize=4)
@@ -122,26 +133,39 @@ def ctf_of(item: Item, extent: float, box: int) -> NDArray[np.float32]:
     for name, text in (item.row | item.optics).items():
         if name.startswith("rlnDefocus") or name in (*MICROSCOPE, "rlnPhaseShift"):
             values[name] = text
-    try:
-        row = {name: float(text) for name, text in values.items()}
-    except ValueError as error:
-        raise InputError(f"{item.path}: its CTF: {error}") from None
+    row = {name: _as_number(text) for name, text in values.items()}
+    for name, value in row.items():
+        limit = _LARGEST_DEFOCUS if name in ("rlnDefocusU", "rlnDefocusV") else np.inf
+        if not (np.isfinite(value) and abs(value) <= limit):
+            below = f" of at most {limit:g} Å" if np.isfinite(limit) else ""
+            raise InputError(f"{item.path}: its CTF, {name}: expected a number{below}, found '{values[name]}'")
     defocus = (row["rlnDefocusU"], row["rlnDefocusV"], row["rlnDefocusAngle"])
     voltage, cs, q0 = (row[name] for name in MICROSCOPE)
     phase = row.get("rlnPhaseShift", 0.0)
     return coefficients(*defocus, voltage, cs, q0, phase, 0.0, 1.0, extent / box, box)
 
 
-def n_templates(path: str, order: int, sym: str, ang: float) -> int:
-    """How many templates `turned` makes of a reference (InputError as `mrc.info`)."""
+def _as_number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return np.nan
+
+
+def _n_templates(path: str, order: int, sym: str, ang: float) -> int:
+    """How many templates `turned` makes of a reference."""
     found = mrc.info(path)
     if _is_map(path, found.shape):
         return templates.n_of_map(order, sym, ang)
     return found.shape[0] * len(templates.in_plane(ang))
 
 
-def memory_of(n: int, box: int, n_pixels: int) -> int:
-    """Bytes that `n` templates take, with their transforms in a `box`, when they are scored in `n_pixels` pixels."""
+def memory_of(references: Sequence[tuple[str, int, str, float]], box: int, n_pixels: int) -> int:
+    """Bytes that templates take, with their transforms in a `box`, when they are scored in `n_pixels` pixels.
+
+    references : of each the path, HEALPix order, point group and in-plane step (InputError as `mrc.info`).
+    """
+    n = sum(_n_templates(*reference) for reference in references)
     transforms = 8 * box * (box // 2 + 1)
     seen = 4 * int(np.pi / 4 * (box / 2) ** 2)
     return n * (transforms + 4 * seen) + 4 * min(n * n_pixels, SCORES_AT_ONCE)

@@ -14,10 +14,10 @@ from numpy.typing import NDArray
 from spa.errors import InputError
 from spa.io import extraction_tables as tables
 from spa.io import star
-from spa.io.coordinate_tables import gather, known_micrographs
 from spa.io.coordinates import FOM, Picks, read_coordinates
 from spa.io.files import project_path, write_text
 from spa.io.micrographs import Item, read_items
+from spa.io.name_matching import places, unclear
 from spa.io.patterns import found_files
 from spa.io.star import Block, StarFile
 from spa.picking_evaluation import Curve, consensus
@@ -58,7 +58,7 @@ def read_set(source: str | os.PathLike[str], micrographs: str, flag: str = "") -
     Raises
     ------
     InputError
-        Nothing there, no coordinates, or none of any of the micrographs.
+        Nothing there, no coordinates, none of any of the micrographs, or several of the same one.
     """
     try:
         return _read_set(os.fspath(source), micrographs)
@@ -103,13 +103,34 @@ def _read_set(text: str, micrographs: str) -> dict[str, Picks]:
         listed = tables.listed(text, names)
         gathered = {names[n]: Picks(names[n], tables.read_picks(file, names[n])) for n, file in listed.files.items()}
     else:
+        picks = [part for file in found_files([text]) for part in _read_file(file)]
+        meant = [part.micrograph for part in picks]
+        place = places(meant, names)
+        doubt = unclear(meant, names, place)
+        if doubt:
+            raise InputError(f"{text}: {doubt}")
         gathered = {}
-        known = dict(zip(known_micrographs(micrographs), names, strict=True))
-        for file in found_files([text]):
-            gather(gathered, read_coordinates(file), known)
+        for part in picks:
+            if part.micrograph in place.rows:
+                name = names[place.rows[part.micrograph]]
+                if name in gathered:
+                    raise InputError(f"{text}: {name}: coordinates twice")
+                gathered[name] = Picks(name, part.table)
     if not gathered:
         raise InputError(f"{text}: no coordinates of any of the {len(names)} micrographs in {micrographs}")
     return gathered
+
+
+def _read_file(path: Path) -> list[Picks]:
+    """The picks of a file of coordinates; where nothing in it says of which micrograph they are, its path is the name.
+
+    An empty file, as RELION leaves it where it picks nothing, is one without picks.
+    """
+    if path.suffix == ".star" and not path.stat().st_size:
+        nothing = {"rlnCoordinateX": np.zeros(0), "rlnCoordinateY": np.zeros(0)}
+        return [Picks(str(path), Block.table("", nothing))]
+    found = read_coordinates(path)
+    return [Picks(str(path), part.table) if part.micrograph == path.stem else part for part in found]
 
 
 def numbers(picks: Picks) -> tuple[Floats, Floats]:

@@ -22,6 +22,7 @@ from spa.io import extraction_tables as tables
 from spa.io.extraction_particles import extracted_optics, reextracted_optics, with_micrograph, without_particles
 from spa.io.files import project_path
 from spa.io.micrograph_image import read_micrograph
+from spa.io.name_matching import of_micrographs
 from spa.io.star import Block, StarFile
 from spa.job import Job
 from spa.kernels.backend import Array, to_device, to_host
@@ -181,7 +182,8 @@ def run(options: Options, job: Job) -> None:
     if options.keep_ctfs_micrographs:
         checks.require_ctf(options.i)
     if options.reextract_data_star is not None:
-        found, optics = tables.refined(options.reextract_data_star, Path(options.o), options.i)
+        moved = (*_ORIGINS, *_ANGLES) if options.recenter else ()
+        found, optics = tables.refined(options.reextract_data_star, Path(options.o), options.i, moved)
     elif options.coord_list is not None:
         found = tables.listed(options.coord_list, names)
     else:
@@ -216,8 +218,8 @@ def run(options: Options, job: Job) -> None:
         optics = reextracted_optics(optics, groups, micrographs, particles, options.box_size, options.binning)
     star.write(path, StarFile([optics, particles]))
     _report(options, job, micrographs, particles, path)
-    _warn_of_size(options, job, micrographs, groups)
     if len(particles):
+        _warn_of_size(options, job, micrographs, groups)
         _picture(options, job, particles, optics)
 
 
@@ -319,7 +321,7 @@ def _check_found(found: tables.Found, options: Options, job: Job, names: list[st
         job.warn(f"left out {found.strangers[0]} in {options.i}{more}")
     without = [name for number, name in enumerate(names) if number not in found.files]
     if without:
-        job.warn(f"{len(without)} of {len(names)} micrographs have no coordinates in {source}, as {without[0]}")
+        job.warn(f"no coordinates of {of_micrographs(len(without), len(names))} in {source}, as of {without[0]}")
 
 
 def _joined(micrographs: Block, job: Job) -> Block:
@@ -339,8 +341,8 @@ def _report(options: Options, job: Job, micrographs: Block, particles: Block, pa
     for column, what in ((_OUTSIDE, "whose box lies outside their micrograph"), (_CONSTANT, "whose box is constant")):
         number = micrographs.integers(column)
         if number.any():
-            first = names[int(np.flatnonzero(number)[0])]
-            job.warn(f"left out {number.sum()} coordinates {what}, the first in {first}")
+            noun = "coordinate" if number.sum() == 1 else "coordinates"
+            job.warn(f"left out {number.sum()} {noun} {what}, the first in {names[int(np.flatnonzero(number)[0])]}")
     if flat:
         job.warn(f"{flat} particles have a background without any contrast and were not divided by it")
     if not counts.sum():
@@ -385,12 +387,10 @@ def _warn_of_size(options: Options, job: Job, micrographs: Block, groups: Block)
 
 def _picture(options: Options, job: Job, particles: Block, optics: Block) -> None:
     """Draw some particles and the average of many, and warn where they are dark."""
-    pixel_size = float(optics.floats("rlnImagePixelSize")[0])
     radius = options.background.radius
-    shown, sample = extraction_plots.read_sample(particles)
-    figure = extraction_plots.gallery(shown, sample, pixel_size, radius, len(particles))
-    job.say(f"wrote {plots.save(Path(options.o) / PICTURE, figure)}")
-    brightness = extraction.contrast(sample, radius)
+    sample = extraction_plots.read_sample(particles, optics)
+    job.say(f"wrote {plots.save(Path(options.o) / PICTURE, extraction_plots.gallery(sample, radius))}")
+    brightness = extraction.contrast(sample.images, radius)
     if brightness < _DARK:
         what = "leave out" if options.invert_contrast else "give"
         job.warn(

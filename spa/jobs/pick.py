@@ -2,7 +2,8 @@
 
 Writes a STAR file of coordinates and a picture for each micrograph, and a list of the files. A figure of merit is in
 standard deviations of what noise alone scores, so that it means the same in every micrograph; its threshold is found
-for each of them unless given. --consensus joins the picks of other runs instead; --evaluate compares with a truth.
+for each of them unless given. Particles that stick out of the micrograph are left out, but for --skip_side.
+--consensus joins the picks of other runs instead; --evaluate compares with a truth.
 """
 
 from __future__ import annotations
@@ -17,33 +18,29 @@ from numpy.typing import NDArray
 from spa import picking
 from spa import picking_templates as templates
 from spa.errors import InputError
-from spa.io import mrc, pick_evaluation, pick_plots, pick_references, pick_tables, plots, star
-from spa.io.coordinates import FOM, Picks
+from spa.io import mrc, pick_evaluation, pick_files, pick_plots, pick_references, pick_tables
+from spa.io.coordinates import Picks
 from spa.io.extraction_tables import COORDINATES
 from spa.io.files import project_path
-from spa.io.micrograph_image import read_micrograph
+from spa.io.micrograph_image import check_size, read_micrograph
 from spa.io.micrographs import MICROSCOPE, file_state
 from spa.io.patterns import found_files
 from spa.io.pick_references import check_references, ctf_of, reference_diameter, turned
-from spa.io.star import StarFile
 from spa.job import Job
 from spa.kernels.backend import to_device, to_host
 from spa.map_job import Item, MicrographOptions, Row, map_micrographs, worker_device
 from spa.options import UsageError, option, specs
-from spa.picking_contamination import constant_area, filled, on_grid, usable_area
+from spa.picking_contamination import constant_area, filled, on_grid, usable_area, whole_area
 from spa.picking_image import Prepared, prepare, shrink, working_step
-from spa.picking_peaks import Peaks
 from spa.picking_scores import Field
 
 OUTPUT = "micrographs_picked.star"
-_COUNT, _THRESHOLD, _MASKED, _BEATEN = "spaNrPicks", "spaPickThreshold", "spaMaskedArea", "spaNrDecoys"
-_ODD = "spaNrOddPicks"
-_OWNED = (COORDINATES, _COUNT, _THRESHOLD, _MASKED, _BEATEN, _ODD)
 _LOG, _PEAKS, _AGREE = "Laplacian of Gaussian", "Peaks", "Several sets of picks"
-_LOOKING = ("min_distance", "max_stddev_noise", "min_avg_noise", "mask_contamination")
+_LOOKING = ("min_distance", "skip_side", "max_stddev_noise", "min_avg_noise", "mask_contamination")
 _DISC = 1.15  # diameter of the disc under which templates are compared, in particle diameters: holds some fringes
 _SHORTEST = 0.65  # of the particle's diameter, between two particles
 _SAMPLING = (20.0, 3.0)  # pixels across a particle, and across the shortest wavelength
+_FROM_EDGE = 0.4  # of the particle's diameter, which leaves all but 5 % of its disc in the micrograph
 _NO_AVERAGE = -999.0
 
 
@@ -118,6 +115,13 @@ class Options(MicrographOptions):
         help="Shortest distance between two particles (-1: 0.65 of the diameter)",
         unit="Å",
         bounds=(-1, 10000),
+        group=_PEAKS,
+    )
+    skip_side: float = option(
+        0.0,
+        help="Added to the distance that picks keep from the edge, 0.4 of the diameter (less than 0: nearer)",
+        unit="px",
+        bounds=(-10000, 10000),
         group=_PEAKS,
     )
     max_stddev_noise: float = option(
@@ -213,9 +217,8 @@ def run(options: Options, job: Job) -> None:
             job.add_input(file)
     state = pick_tables.state_of(sets) if sets else ""
     truth = pick_tables.read_set(options.evaluate, options.i, "--evaluate") if options.evaluate is not None else None
-    base = options.list.with_name(f"{options.pickname}_evaluation")
-    for suffix in (".star", ".png"):
-        base.with_name(base.name + suffix).unlink(missing_ok=True)  # of an earlier run
+    for suffix in (".star", ".png"):  # of an earlier run
+        options.list.with_name(f"{options.pickname}_evaluation{suffix}").unlink(missing_ok=True)
     table = map_micrographs(
         job,
         options,
@@ -225,25 +228,15 @@ def run(options: Options, job: Job) -> None:
         output=OUTPUT,
         needs=MICROSCOPE if options.ref is not None and options.ctf else (),
         memory=partial(_memory, options=options),
-        owns=_OWNED,
+        owns=pick_files.OWNED,
         reserved=(Path(OUTPUT).stem, options.pickname),
         state=state,
     )
-    names, files = table.text("rlnMicrographName"), table.text(COORDINATES)
-    pick_tables.write_list(options.list, names, files, options.i)
-    counts = table.floats(_COUNT)
-    score = [star.read(file)[""].floats(FOM) for file in files]
-    drawn = pick_plots.overview(counts, table.floats(_THRESHOLD), score, _unit(options))
-    picture = plots.save(options.list.with_suffix(".png"), drawn)
-    job.say(
-        f"{counts.sum():.0f} picks, {np.median(counts):.0f} in the median micrograph; wrote {options.list}, {picture}"
-    )
-    odd = int(table.floats(_ODD).sum())
-    if odd:
-        job.say(f"{odd} more left out for the contrast or darkness around them, {_ODD} in {OUTPUT}")
-    empty = [name for name, count in zip(names, counts, strict=True) if not count]
-    if empty:
-        job.warn(f"{len(empty)} of {len(names)} micrographs have no picks, as {empty[0]}")
+    written = pick_files.write_set(options.list, table, options.i, _unit(options))
+    for line in written.said:
+        job.say(line)
+    for line in written.warned:
+        job.warn(line)
     if truth is not None:
         _evaluate(options, job, str(options.evaluate), truth)
 
@@ -253,9 +246,7 @@ def process(item: Item, options: Options, state: str = "") -> Row:
     image = read_micrograph(item.path)
     diameter = _diameter(options)
     step = _step(options, diameter, item.pixel_size)
-    if min(image.shape) < 2 * diameter / item.pixel_size:
-        size = f"{image.shape[1]} x {image.shape[0]}"
-        raise InputError(f"{item.path}: {size} pixels are too small for a particle of {diameter:.0f} Å")
+    check_size(item.path, image.shape, diameter, item.pixel_size, step)
     try:
         constant = constant_area(image, diameter / item.pixel_size)
         if constant.any():
@@ -276,16 +267,17 @@ def process(item: Item, options: Options, state: str = "") -> Row:
         else:
             bright = options.Log_invert if options.LoG else not options.invert
             prepared = prepare(plain, to_device(usable, worker_device()), shrunk, diameter, bright)
-            found, psi = _picked(item, options, prepared, diameter)
+            whole = whole_area(blank, (_FROM_EDGE * diameter / item.pixel_size + options.skip_side) / step)
+            found, psi = _picked(item, options, prepared, diameter, whole)
     except ValueError as error:
         raise InputError(f"{item.path}: {error}") from None
     return _write(item, options, found, psi, to_host(plain), usable, step, diameter)
 
 
 def _picked(
-    item: Item, options: Options, prepared: Prepared, diameter: float
+    item: Item, options: Options, prepared: Prepared, diameter: float, whole: NDArray[np.bool_]
 ) -> tuple[picking.Found, NDArray[np.float64]]:
-    """What is picked by shape or templates, with the in-plane angles."""
+    """What is picked by shape or templates inside the area `whole`, with the in-plane angles."""
     shortest = options.min_distance if options.min_distance > 0 else _SHORTEST * diameter
     limits = picking.Limits(
         min_distance=shortest / prepared.pixel_size,
@@ -298,7 +290,7 @@ def _picked(
     )
     if options.LoG:
         sizes = (options.LoG_diam_min, options.LoG_diam_max)
-        found = picking.by_shape(prepared, sizes, limits, item.random_seed, options.LoG_refine)
+        found = picking.by_shape(prepared, sizes, limits, item.random_seed, options.LoG_refine).within(whole)
         return found, np.zeros(len(found.peaks))
     field = Field.of(prepared, _DISC * diameter / 2 / prepared.pixel_size)
     box = 2 * field.box
@@ -308,7 +300,7 @@ def _picked(
     seen = [templates.seen(part, prepared, field.inside, options.lowpass, ctf) for part in bank]
     decoy = np.repeat([False, True][: len(bank)], [len(part) for part in bank])
     joined = field.xp.concatenate(seen) if len(seen) > 1 else seen[0]
-    found = picking.by_templates(prepared, field, joined, decoy, limits, item.random_seed)
+    found = picking.by_templates(prepared, field, joined, decoy, limits, item.random_seed).within(whole)
     label = found.peaks.label
     return found.relabelled(bank[0].reference[label] + 1), bank[0].psi[label]
 
@@ -353,8 +345,7 @@ def _memory(item: Item, options: Options) -> int:
     step = _step(options, diameter, item.pixel_size)
     box = 2 * round(2 * _DISC * diameter / 2 / (item.pixel_size * step) + 2)
     parts = [(path, options.healpix_order, sym, options.ang) for path, _, sym, _ in _references(options)]
-    n = sum(pick_references.n_templates(*part) for part in parts)
-    return total + pick_references.memory_of(n, box, round(n_pixels / step**2))
+    return total + pick_references.memory_of(parts, box, round(n_pixels / step**2))
 
 
 def _unit(options: Options) -> str:
@@ -373,23 +364,20 @@ def _write(
     diameter: float,
 ) -> Row:
     """Write coordinates and picture of one micrograph."""
-    peaks: Peaks = found.peaks
-    centres = peaks.centres * step
+    peaks = found.peaks
     path = Path(options.o) / f"{item.stem}_{options.pickname}.star"
     extra = {"spaPickDiameter": peaks.size} if options.LoG else {}
-    block = pick_tables.coordinates(centres, peaks.score, peaks.label, psi, extra)
-    star.write(path, StarFile([block]))
-    what = (centres, peaks.score, found.threshold, diameter, item.pixel_size, _unit(options))
+    what = (peaks.centres * step, peaks.score, found.threshold, diameter, item.pixel_size, _unit(options))
     shown = pick_plots.Shown(plain, usable, step, *what)
-    plots.save(path.with_suffix(".png"), pick_plots.micrograph(shown, item.path.name))
+    pick_files.write_micrograph(path, item.path.name, shown, peaks.label, psi, extra)
     row: Row = {
         COORDINATES: project_path(path),
-        _COUNT: len(peaks),
-        _THRESHOLD: found.threshold,
-        _MASKED: 1 - float(usable.mean()),
-        _ODD: found.odd,
+        pick_files.COUNT: len(peaks),
+        pick_files.THRESHOLD: found.threshold,
+        pick_files.MASKED: 1 - float(usable.mean()),
+        pick_files.ODD: found.odd,
     }
-    return row | ({_BEATEN: found.beaten} if options.decoys else {})
+    return row | ({pick_files.BEATEN: found.beaten} if options.decoys else {})
 
 
 def _evaluate(options: Options, job: Job, source: str, truth: dict[str, Picks]) -> None:

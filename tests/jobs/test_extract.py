@@ -6,9 +6,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib.text import Text
 
 from spa.cli.main import run
-from spa.io import mrc, star
+from spa.io import extraction_plots, mrc, star
 from spa.io.micrographs import unique_stems
 from spa.io.particle_io import ParticleImages, read_particles
 from spa.io.star import Block, StarFile
@@ -116,6 +117,34 @@ def test_particles_take_over_the_ctf_and_their_stacks_are_read_by_refinement(pic
     assert "darker" not in told.err
 
 
+def test_the_picture_keeps_pixel_sizes_apart(picked):
+    found = star.read("mics.star")
+    optics = {name: [*values, *values] for name, values in OPTICS.items()}
+    optics |= {"rlnOpticsGroup": [1, 2], "rlnMicrographPixelSize": [PIXEL, 2 * PIXEL]}
+    found.put(Block.table("optics", optics))
+    found["micrographs"].set("rlnOpticsGroup", [1, 2])
+    star.write("mics.star", found)
+    write_picks("picks/b_pick.star", CENTRES[:3])
+    assert extract("--norm", "--bg_radius", 18, "--invert_contrast") == 0
+    sample = extraction_plots.read_sample(particles()["particles"], particles()["optics"])
+    assert sample.sizes == (PIXEL, 2 * PIXEL)
+    assert sample.pixel_size == PIXEL
+    assert len(sample.images) == 4
+    assert {name: size for name, (_, size) in sample.shown.items()} == {picked[0]: PIXEL, picked[1]: 2 * PIXEL}
+    texts = [text.get_text() for text in extraction_plots.gallery(sample, 18).findobj(Text)]
+    assert "a.mrc, pixels of 1.5 Å" in texts
+    assert "b.mrc, pixels of 3 Å" in texts
+    assert "7 particles, box 48 px of 1.5 to 3 Å\nbelow: those of 1.5 Å" in texts
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_coordinate_beyond_all_bounds_is_left_out(picked, capsys):
+    write_list(picked, [write_picks("far.star", np.vstack([CENTRES, (1e30, 50)]))] * 2)
+    assert extract("--norm") == 0
+    assert len(particles()["particles"]) == 8
+    assert "left out 2 coordinates whose box lies outside" in capsys.readouterr().err
+
+
 def test_raw_windows_are_the_pixels_of_the_micrograph(picked, capsys):
     assert extract() == 0
     images, pixel_size = mrc.read("Extract/job005/Movies/a.mrcs")
@@ -188,6 +217,13 @@ def test_coordinates_beside_micrographs_in_a_folder_and_of_other_programs(picked
     assert len(particles()["particles"]) == 3
 
 
+def test_recentring_needs_shifts(picked, capsys):
+    assert extract() == 0
+    Path("Extract/job005/particles.star").rename("again.star")
+    assert extract("--recenter", source=("--reextract_data_star", "again.star")) == 1
+    assert "no column rlnOriginXAngst, which --recenter needs" in capsys.readouterr().err
+
+
 def test_refined_particles_keep_what_is_known_and_their_boxes_move(picked):
     assert extract("--scale", 24) == 0
     found = particles()
@@ -237,7 +273,7 @@ def test_unknown_micrographs_and_missing_coordinates_are_named(picked, capsys):
     assert extract() == 0
     told = capsys.readouterr().err
     assert "coords.star: data_coordinate_files, row 2, column rlnMicrographName: 'Movies/other.mrc' is none" in told
-    assert f"1 of 2 micrographs have no coordinates in coords.star, as {picked[1]}" in told
+    assert f"no coordinates of 1 of 2 micrographs in coords.star, as of {picked[1]}" in told
 
 
 def test_particles_outside_are_left_out_if_few_and_refused_if_many(picked, capsys):
@@ -246,7 +282,7 @@ def test_particles_outside_are_left_out_if_few_and_refused_if_many(picked, capsy
     write_picks("picks/b_pick.star", np.tile(CENTRES * 2, (2, 1)))
     assert extract() == 0
     told = capsys.readouterr().err
-    assert "left out 1 coordinates whose box lies outside their micrograph, the first in " + picked[0] in told
+    assert "left out 1 coordinate whose box lies outside their micrograph, the first in " + picked[0] in told
     assert "picks/b_pick.star: data_, row 3, column rlnCoordinateX: expected a box in " in told
     assert "found (10, 380) and 4 of 8 like it outside" in told  # the second still reaches it with its first columns
     assert len(particles()["particles"]) == 20

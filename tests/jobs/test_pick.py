@@ -156,7 +156,7 @@ def test_a_micrograph_without_particles_gives_an_empty_table_and_a_sentence(proj
     assert pick(*MAP, "--threshold", "30", "--evaluate", TRUTH) == 0
     assert len(coordinates(1)) == len(coordinates(2)) == 0
     told = capsys.readouterr()
-    assert "2 of 2 micrographs have no picks, as sim/micrographs/mic00001.mrc" in told.err
+    assert "no picks in 2 of 2 micrographs, as sim/micrographs/mic00001.mrc" in told.err
     assert "nothing to evaluate" in told.out
     assert star.read("Pick/job004/autopick.star")["coordinate_files"].text("rlnMicrographName")
 
@@ -241,13 +241,88 @@ def test_a_part_filled_with_one_value_is_not_picked(project, arguments, value):
     mrc.write_volume(name, image, 4.0)
     assert pick(*arguments) == 0
     x, y = (coordinates(1).floats(f"rlnCoordinate{axis}") for axis in "XY")
-    assert x.min() > edge + 0.45 * 150 / 4
+    assert x.min() > edge + 0.38 * 150 / 4
     truth = star.read("sim/truth_coordinates/mic00001.star")[""]
     true = np.stack([truth.floats("rlnCoordinateX"), truth.floats("rlnCoordinateY")], axis=1)
     distance = np.hypot(true[:, :1] - x, true[:, 1:] - y)
     inside = (true[:, 0] > edge + 30) & (true[:, 0] < 620) & (true[:, 1] > 20) & (true[:, 1] < 620)
     assert (distance[inside].min(axis=1) < 10).mean() > 0.8
     assert (distance.min(axis=0) < 10).mean() > 0.8
+
+
+@pytest.mark.parametrize("arguments", [MAP, LOG])
+def test_particles_that_stick_out_are_left_out_unless_asked_for(project, arguments):
+    name = "sim/micrographs/mic00001.mrc"
+    image = mrc.read(name)[0][0]
+    truth = star.read("sim/truth_coordinates/mic00001.star")[""]
+    x, y = (truth.floats(f"rlnCoordinate{axis}") for axis in "XY")
+    cut = int(np.sort(x)[len(x) // 2])  # through the middle of a particle
+    cut -= cut % 2
+    mrc.write_stack(name, np.ascontiguousarray(image[None, :, :cut]), 4.0)
+    nearest = {}
+    for skip in (0, -100):
+        assert pick(*arguments, "--skip_side", skip, folder=f"Pick{skip}") == 0
+        found = coordinates(1, f"Pick{skip}")
+        nearest[skip] = cut - 1 - found.floats("rlnCoordinateX").max()
+        assert min(found.floats("rlnCoordinateX").min(), found.floats("rlnCoordinateY").min()) >= 0
+    assert nearest[0] > 0.37 * 150 / 4
+    assert nearest[-100] < 0.2 * 150 / 4
+    assert (x[np.abs(x - cut) < 2]).size == 1
+    assert y.size > 20
+
+
+def test_a_border_of_repeated_rows_is_not_picked(project):
+    name = "sim/micrographs/mic00001.mrc"
+    image = mrc.read(name)[0][0]
+    image[:100] = image[100]
+    mrc.write_volume(name, image, 4.0)
+    assert pick(*MAP) == 0
+    assert coordinates(1).floats("rlnCoordinateY").min() > 100 + 0.38 * 150 / 4
+
+
+def test_the_truth_of_micrographs_of_one_name_is_told_by_its_folder(project, capsys):
+    for folder, number in (("a", 1), ("b", 2)):
+        for kind, source in (
+            ("mics", f"micrographs/mic{number:05d}.mrc"),
+            ("true", f"truth_coordinates/mic{number:05d}.star"),
+        ):
+            Path(f"{kind}/{folder}").mkdir(parents=True)
+            shutil.copy(f"sim/{source}", f"{kind}/{folder}/mic{Path(source).suffix}")
+    found = star.read("sim/truth_ctf.star")
+    found["micrographs"].set("rlnMicrographName", ["mics/a/mic.mrc", "mics/b/mic.mrc"])
+    star.write("same.star", found)
+    assert pick(*MAP, "--evaluate", "true/*/*.star", source="same.star") == 0
+    assert evaluated()["spaF1"] > 0.95
+    Path("true/a/mic_manual.star").write_bytes(Path("true/a/mic.star").read_bytes())
+    assert pick(*MAP, "--evaluate", "true/*/*.star", source="same.star", folder="Pick/job005") == 1
+    assert "mics/a/mic.mrc: coordinates twice, as of true/a/mic.star and" in capsys.readouterr().err
+
+
+def test_an_empty_file_is_a_truth_without_particles(project):
+    Path("true").mkdir()
+    shutil.copy("sim/truth_coordinates/mic00001.star", "true")
+    Path("true/mic00002.star").touch()
+    assert pick(*MAP, "--evaluate", "true/*.star") == 0
+    found = evaluated()
+    assert found["spaRecall"] > 0.9
+    assert found["spaPrecision"] == pytest.approx(len(coordinates(1)) / found["spaNrPicks"], abs=0.05)
+
+
+@pytest.mark.parametrize("value", ["nan", "1e9", "word"])
+def test_a_defocus_that_is_none_leaves_its_micrograph_out(project, value):
+    found = star.read("sim/truth_ctf.star")
+    found["micrographs"].set("rlnDefocusU", [value, found["micrographs"].text("rlnDefocusU")[1]])
+    star.write("wrong.star", found)
+    assert pick(*MAP, source="wrong.star") == 0
+    failed = star.read("Pick/job004/micrographs_picked_failed.star")["micrographs"]
+    assert f"rlnDefocusU: expected a number of at most 1e+06 Å, found '{value}'" in failed.text("spaFailure")[0]
+
+
+@pytest.mark.parametrize("name", ["even.mrc", "even.mrcs"])
+def test_a_reference_without_contrast_is_refused(project, name, capsys):
+    mrc.write_stack(name, np.full((32, 32, 32), 3, np.float32), 4.0)
+    assert pick(*MAP, "--ref", name) == 1
+    assert f"{name}: expected a reference, found the same value everywhere" in capsys.readouterr().err
 
 
 def test_memory_follows_the_number_of_templates(project):
@@ -282,6 +357,7 @@ def test_picking_by_shape_needs_no_microscope(project):
         (("--consensus", "gone.star", "--consensus", "x"), 1, "error: --consensus gone.star: no file matches"),
         (("--consensus", "a.star"), 2, "--consensus: expected two different lists or more"),
         (("--consensus", "a", "--consensus", "b", "--threshold", "4"), 2, "expected a mean rank, 0 to 1"),
+        (("--consensus", "a", "--consensus", "b", "--skip_side", "4"), 2, "--skip_side: expected with --LoG"),
         (("--consensus", "a", "--consensus", "b", "--min_distance", "4"), 2, "--min_distance: expected with --LoG"),
         ((*MAP, "--evaluate", "nothing*"), 1, "error: --evaluate nothing*: no file matches"),
         ((*MAP, "--LoG_diam_min", "100"), 2, "--LoG_diam_min: expected with --LoG only"),
@@ -289,6 +365,7 @@ def test_picking_by_shape_needs_no_microscope(project):
         ((*LOG, "--LoG_adjust_threshold", "1", "--threshold", "4"), 2, "expected without --threshold"),
         ((*LOG, "--pickname", "micrographs_picked"), 2, "--pickname micrographs_picked: expected another name"),
         ((*LOG, "--threshold", "nan"), 2, "--threshold nan: expected a finite number"),
+        ((*LOG, "--shrink", "0.02"), 1, "a particle of 145 Å is 0.7 pixels of 200 Å: expected at least 6"),
         ((*LOG[:2], "3000", "--LoG_diam_max", "3000"), 1, "too small for a particle of 3000 Å"),
     ],
 )

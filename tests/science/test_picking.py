@@ -192,6 +192,41 @@ def test_constant_regions_are_found_to_the_pixel(size):
     assert usable[:100, 65:].all()
 
 
+@pytest.mark.parametrize("axis", [0, 1])
+@pytest.mark.parametrize(("first", "last"), [(12, 0), (0, 1), (30, 25)])
+def test_a_border_that_repeats_a_row_is_found(axis, first, last):
+    image = noise((160, 180)) if axis == 0 else noise((180, 160))
+    rows = image if axis == 0 else image.T
+    n = len(rows)
+    rows[:first] = rows[first]
+    rows[n - last :] = rows[n - last - 1]
+    found = picking_contamination.constant_area(image, 40.0)
+    assert (found.any(axis=1 - axis) == found.all(axis=1 - axis)).all()
+    wanted = (np.arange(n) < first) | (np.arange(n) >= n - last)
+    assert (found.any(axis=1 - axis) == wanted).all()
+
+
+def test_few_counts_are_no_constant_region():
+    counts = np.random.default_rng(2).poisson(0.15, (600, 500)).astype(np.float32)
+    assert not picking_contamination.constant_area(counts, 40.0).any()
+    counts[200:400, 100:300] = 0
+    found = picking_contamination.constant_area(counts, 40.0)
+    assert found[210:390, 110:290].all()
+    assert found.mean() < 0.15
+
+
+@pytest.mark.parametrize("hole", [False, True])
+def test_the_area_of_whole_particles_keeps_away_from_edges_and_holes(hole):
+    constant = np.zeros((60, 80), bool)
+    constant[20:30, 40:50] = hole
+    rows, columns = np.nonzero(np.pad(constant, 1, constant_values=True))
+    y, x = np.indices(constant.shape)
+    distance = np.sqrt(((y[..., None] + 1 - rows) ** 2 + (x[..., None] + 1 - columns) ** 2).min(axis=-1))
+    for reach in (0.0, 7.3, 12.0):
+        assert (picking_contamination.whole_area(constant, reach) == (distance >= reach + 0.5)).all()
+    assert picking_contamination.whole_area(constant, -3.0).all()
+
+
 def test_a_smooth_dark_bar_is_masked():
     shape = (300, 320)
     bar = np.arange(shape[1]) > 220
