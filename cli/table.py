@@ -18,6 +18,7 @@ JOBS: dict[str, str] = {
     "class2d": "spa.jobs.class2d",
     "select": "spa.jobs.select",
     "refine3d": "spa.jobs.refine3d",
+    "class3d": "spa.jobs.class3d",
     "mask": "spa.jobs.mask",
     "postprocess": "spa.jobs.postprocess",
     "reconstruct": "spa.jobs.reconstruct",

@@ -23,6 +23,7 @@ from spa.io.finished import Finished, remove_leftovers
 from spa.io.memory import available_memory
 from spa.io.micrograph_tables import OpticsHook, Row, failed_path, refuse_losing, write_failed, write_rows
 from spa.io.micrographs import MICROSCOPE, Item, file_state, read_items
+from spa.io.name_matching import of_micrographs
 from spa.io.star import Block
 from spa.job import Job
 from spa.options import CommonOptions, option, specs
@@ -112,7 +113,7 @@ def map_micrographs(
     rows: dict[int, Row] = {}
     if options.only_do_unfinished or options.continue_:
         rows = {item.number: row for item in items if (row := finished.load(item)) is not None}
-        job.say(f"{len(rows)} of {len(items)} micrographs are finished")
+        job.say(f"{of_micrographs(len(rows), len(items))} are finished")
     job.resume_flags = ("--only_do_unfinished",)
     unfinished = [item for item in items if item.number not in rows]
     run = _Run(job, rows, functools.partial(_attempt, process, options, finished))
@@ -123,7 +124,7 @@ def map_micrographs(
         raise InputError(f"none of the {len(items)} micrographs could be processed; the first: {first}")
     table = write_rows(path, found, block, rows, optics, owns)
     left_out = f", {len(run.reasons)} left out and listed in {failed_path(path)}" if run.reasons else ""
-    job.say(f"{len(rows)} of {len(items)} micrographs in {path}{left_out}")
+    job.say(f"{of_micrographs(len(rows), len(items))} in {path}{left_out}")
     return table
 
 
@@ -276,7 +277,7 @@ class _Report:
         left = seconds / self.done * (self.total - self.done)
         failed = f", {n_failed} left out" if n_failed else ""
         self.job.say(
-            f"{self.done} of {self.total} micrographs{failed}; {self.done / max(seconds, 1e-9):.3g} a second, "
+            f"{of_micrographs(self.done, self.total)}{failed}; {self.done / max(seconds, 1e-9):.3g} a second, "
             f"{left / 60:.1f} minutes left"
         )
 

@@ -1,6 +1,8 @@
-"""Which rows of a table to keep: by range, without duplicates, in parts."""
+"""Which rows of a table to keep: by range, without duplicates, in parts; lists of numbers in words."""
 
 from __future__ import annotations
+
+from collections.abc import Iterable
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -67,3 +69,15 @@ def split(
         parts = -(-n // size)
     order = np.arange(n) if rng is None else rng.permutation(n)
     return [np.sort(order[i * size : (i + 1) * size]) for i in range(parts)]
+
+
+def ranges(numbers: Iterable[int]) -> str:
+    """Whole numbers as a list with runs of three or more joined, "1-4, 7, 8"; "" for none."""
+    order = sorted(set(numbers))
+    runs: list[list[int]] = []
+    for number in order:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ", ".join(f"{run[0]}-{run[-1]}" if len(run) > 2 else ", ".join(map(str, run)) for run in runs)

@@ -13,6 +13,12 @@ from spa.em.settings import RefinementOptions, Search, SearchOptions
 from spa.em.state import FloatArray, State
 from spa.euler import random_rotations
 
+SUBSET_PER_CLASS = (15, 60)
+"""Particles per class in the first and in the last small part of a gradient run."""
+SMALLEST_SUBSET = 200
+"""Particles that such a part has at least."""
+FADING = 0.6
+"""Exponent of the step size of a gradient run, between one half and one."""
 REFILLING = 0.6
 """Share of the iterations during which empty classes are filled from large ones; the rest lets all settle."""
 FIRST_FREQUENCY = 0.07
@@ -49,6 +55,7 @@ class FlatSchedule(ClassSchedule):
     psi_step : degrees, before oversampling.
     inactivity : classes whose share is below this part of an equal one are filled anew.
     n_particles : their number.
+    gradient : iterations but the last see parts of the particles that grow, and sums fade from one to the next.
     """
 
     def __init__(
@@ -62,10 +69,11 @@ class FlatSchedule(ClassSchedule):
         highest_resolution: float = -1.0,
         inactivity: float = 0.0,
         n_particles: int = 0,
+        gradient: bool = False,
     ) -> None:
         super().__init__(options, search, box, pixel_size, "C1", pixel_size / FIRST_FREQUENCY, 0)
         self.n_iterations, self.highest_resolution = n_iterations, highest_resolution
-        self.inactivity, self.n_particles = inactivity, n_particles
+        self.inactivity, self.n_particles, self.gradient = inactivity, n_particles, gradient
         self.n_psi = 2 * math.ceil(180 / psi_step)
 
     @property
@@ -87,6 +95,7 @@ class FlatSchedule(ClassSchedule):
             if depth < self.search.refined_offsets:
                 offset_step, count = offset_step / 2, count * 2
         first = levels[0]
+        subset, momentum = self._subset(state)
         return Step(
             levels=tuple(levels),
             local=False,
@@ -94,11 +103,42 @@ class FlatSchedule(ClassSchedule):
             dense_shifts=self._disc(first),
             fit_scale=fit_scale,
             offset_sigma=state.offset_sigma,
-            kmax=state.kmax,
+            # sums that fade into each other are of one size
+            kmax=self.largest_kmax if self.gradient else state.kmax,
             score_kmax=kmax,
             parts=self._refilled(state),
             n_classes=state.n_classes,
+            subset=subset,
+            momentum=momentum,
         )
+
+    def _subset(self, state: State) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]] | None, float]:
+        """The particles of the next iteration (None: all) and the share of the earlier sums that stays.
+
+        Notes
+        -----
+        Stochastic expectation-maximisation (Cappé & Moulines 2009, J R Stat Soc B 71:593): the sums of an iteration are
+        added to those before, of which 1 - t^-FADING stays.
+        """
+        number = state.iteration + 1
+        sizes = [self._subset_size(t, state.n_classes) for t in range(1, number + 1)]
+        if not self.gradient or number >= self.n_iterations or sizes[-1] >= self.n_particles:
+            return None, 0.0
+        position = np.arange(sum(sizes[:-1]), sum(sizes))
+        lap, seed = position // self.n_particles, self.options.random_seed
+        drawn = [
+            np.random.default_rng((seed, 7, n)).permutation(self.n_particles)[position[lap == n] % self.n_particles]
+            for n in np.unique(lap)
+        ]
+        # no more may stay than all particles are worth
+        momentum = min(1 - number**-FADING, 1 - sizes[-1] / self.n_particles)
+        return np.unique(np.concatenate(drawn)).astype(np.int64), momentum
+
+    def _subset_size(self, number: int, n_classes: int) -> int:
+        """Particles of iteration `number` of a gradient run: a geometric series."""
+        first, last = (per_class * n_classes for per_class in SUBSET_PER_CLASS)
+        part = min(1.0, (number - 1) / max(1, self.n_iterations - 2))
+        return max(SMALLEST_SUBSET, round(first * (last / first) ** part))
 
     def _refilled(self, state: State) -> Parts | None:
         """Halves, drawn by lot, of the largest classes for those that have all but lost their particles.

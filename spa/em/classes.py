@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from spa.em.maximisation import Maps, known_shell_weight, solve_class
-from spa.em.state import Batch, FloatArray, Sums
+from spa.em.state import Batch, FloatArray, Sums, resolved_shells
 from spa.em.validation import HalfMapFsc
 from spa.fourier import forward, shift
 from spa.grids import centred_coordinates
@@ -70,9 +70,8 @@ def reconstruct_classes(
         inverse[0] = 0 if weight[0] > 0 else np.inf
         maps.append(solve_class(sums, c, box, padding, kmax, inverse, sphere))
         tau2[c] = np.where(np.isfinite(inverse), 1 / np.maximum(inverse * tau2_fudge, 1e-30), 0)
-    weak = ssnr[:, 1:] < 1
-    best = int(np.where(weak.any(1), weak.argmax(1), shells - 1).max())
-    return Maps(np.stack(maps)[None], None, None, HalfMapFsc(np.zeros(shells), best), tau2[None], ssnr[None])
+    halves = HalfMapFsc(np.zeros(shells), int(resolved_shells(ssnr).max()))
+    return Maps(np.stack(maps)[None], None, None, halves, tau2[None], ssnr[None])
 
 
 def random_classes(seed: int, n: int, n_classes: int) -> np.ndarray[tuple[int], np.dtype[np.int32]]:

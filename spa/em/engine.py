@@ -73,6 +73,7 @@ class Engine:
         self.inputs = inputs
         self.n_halves = n_halves
         self.job = job
+        self.rootname = job.rootname
         self.box, self.pixel_size = inputs.box_size, inputs.pixel_size
         self.device = job.devices[0] if job.devices else None
         self.schedule = schedule
@@ -99,6 +100,7 @@ class Engine:
             self.poses.norm[:] = 1
         self.final_map = inputs.references[0]
         self.reference_radius = support_radius(self._solvent_mask(), self.box, self.ndim)
+        self.running: list[Sums] = []
         self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
         self.fit_scale = fit_scale
         self.center_classes = center_classes
@@ -106,6 +108,7 @@ class Engine:
     def resumed(self, path: str) -> State:
         """The state that an optimiser file names; the poses and the schedule take up from there, too."""
         state, self.poses, self.group_scale = output.read_state(path, self.inputs, self.schedule)
+        self.running = output.read_running(path)
         self.job.say(f"continuing after iteration {state.iteration}")
         return state
 
@@ -139,7 +142,7 @@ class Engine:
             if done.maps.joined is not None and done.maps.unfiltered is not None:
                 self._finish(state, done.maps.unfiltered, done.maps.joined)
         if self.n_halves == 1:
-            self._write(output.write_classes, self.job.rootname, state)
+            self._write(output.write_classes, self.rootname, state)
         if self.schedule.progress.exhausted:
             self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
         if state.ave_pmax < DETERMINED:
@@ -155,7 +158,7 @@ class Engine:
         joined = joined * self._solvent_mask()
         self.final_map = joined[0]
         output.write_final(
-            self.job.rootname,
+            self.rootname,
             self.inputs,
             self.options,
             state,
@@ -285,13 +288,20 @@ class Engine:
         fit_scale = self.fit_scale and state.iteration == 0
         step = self.schedule.step(state, fit_scale)
         sums, updates = [], []
-        bar = self.job.progress(self.inputs.n_particles, f"iteration {state.iteration + 1}")
+        n_particles = self.inputs.n_particles if step.subset is None else len(step.subset)
+        bar = self.job.progress(n_particles, f"iteration {state.iteration + 1}")
         for half in range(self.n_halves):
-            half_sums, estimates = self._expectation(state, step, half, self.half_indices(half), bar)
+            indices = self.half_indices(half)
+            if step.subset is not None:
+                indices = indices[np.isin(indices, step.subset)]
+            half_sums, estimates = self._expectation(state, step, half, indices, bar)
             sums.append(self.job.comm.sum(half_sums))
             updates += estimates
         bar.close()
-        candidates = sum(s.candidates for s in sums) / self.inputs.n_particles
+        candidates = sum(s.candidates for s in sums) / sum(s.images.sum() for s in sums)
+        if step.momentum > 0 and self.running:
+            sums = [now + before.decayed(step.momentum) for now, before in zip(sums, self.running, strict=True)]
+        self.running = sums if step.subset is not None else []
         final = self.schedule.progress.final
         grid = self.schedule.operators, self.box, self.options.pad, step.kmax
         if self.n_halves == 1:
@@ -301,20 +311,24 @@ class Engine:
             maps = reconstruct_halves(
                 sums, *grid, step.score_kmax, self.options.tau2_fudge, self.sphere, self._join_shell(), join=final
             )
-        before = self.poses.class_number.copy()
+        before, known = self.poses.class_number.copy(), self.poses.known.copy()
         median_angle, median_offset = take_over(self.poses, updates, self.options.norm, self.schedule.operators)
         state = self._next_state(state, sums, maps, step)
         if self.center_classes:
             state.maps[0], moved = centred(state.maps[0], self._solvent_mask())
             self.poses.origins += turned(self.poses.rotations, moved[self.poses.class_number])
-        if state.iteration > 1:
-            state.class_changes = float((self.poses.class_number != before).mean())
+        seen = np.concatenate([indices for indices, _ in updates])
+        again = seen[known[seen]]
+        if state.iteration > 1 and len(again):
+            state.class_changes = float((self.poses.class_number != before)[again].mean())
         self.schedule.advance(state, median_angle)
         done = Iteration(
             step, maps, median_angle, median_offset * self.pixel_size, time.perf_counter() - start, candidates
         )
-        self._write(output.write_iteration, self.job.rootname, state)
-        self.job.resume_from = output.optimiser_path(self.job.rootname, state.iteration)
+        if self.running:
+            output.write_running(self.rootname, state.iteration, self.running)
+        self._write(output.write_iteration, self.rootname, state)
+        self.job.resume_from = output.optimiser_path(self.rootname, state.iteration)
         return state, done
 
     def _expectation(
@@ -383,7 +397,8 @@ class Engine:
     def _members(self, half: int, number: int) -> Indices:
         """A few particles of a class."""
         indices = np.sort(self.half_indices(half))
-        return indices[self.poses.class_number[indices] == number][:ACCURACY_PER_CLASS]
+        mine = self.poses.known[indices] & (self.poses.class_number[indices] == number)
+        return indices[mine][:ACCURACY_PER_CLASS]
 
     def _write(self, write: Any, rootname: str, state: State) -> None:
         write(rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule)

@@ -49,6 +49,8 @@ class Step:
     own_poses : each image is compared at its own pose alone (see `spa.em.sampling.make_own_poses`).
     parts : how particles of one reference are parted among several classes, or None.
     n_classes : number of classes of the sums.
+    subset : int64, the particles that take part, or None for all.
+    momentum : share of the sums of earlier iterations that stays in them.
     """
 
     levels: tuple[Level, ...]
@@ -64,6 +66,8 @@ class Step:
     own_poses: bool = False
     parts: Parts | None = None
     n_classes: int = 1
+    subset: np.ndarray[Any, np.dtype[np.int64]] | None = None
+    momentum: float = 0.0
 
 
 @dataclass

@@ -44,7 +44,7 @@ def new_sums(
         data,
         weight,
         np.zeros((n_optics, shells)),
-        np.zeros(n_optics, np.int64),
+        np.zeros(n_optics),
         np.zeros((n_groups, shells)),
         np.zeros((n_groups, shells)),
         np.zeros(n_classes),

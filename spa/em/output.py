@@ -12,13 +12,14 @@ from spa import euler, healpix
 from spa.em.inputs import Inputs
 from spa.em.schedule import Progress, Schedule
 from spa.em.settings import SearchOptions
-from spa.em.state import FloatArray, Poses, State
+from spa.em.state import FloatArray, Poses, State, Sums
 from spa.errors import InputError
 from spa.fsc import shell_to_resolution
 from spa.io import mrc, star
-from spa.io.files import project_path
+from spa.io.files import project_path, write_whole
 from spa.io.particle_io import write_particles
 from spa.io.star import Block, StarFile
+from spa.kernels.backend import to_host
 
 _ORIENTATION_ORDER = 3
 _PROGRESS = "spaProgress"
@@ -295,7 +296,7 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
         **numbers,
     )
     poses = inputs.first_poses()
-    poses.known[:] = True
+    poses.known = np.asarray(inputs.particles.nr_significant > 0)
     p = inputs.particles
     poses.pmax, poses.log_likelihood, poses.nr_significant = (
         p.max_value_prob,
@@ -304,6 +305,31 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
     )
     poses.class_number = (np.maximum(p.class_number, 1) - 1).astype(np.int32)
     return state, poses, np.stack([h["group_scale"] for h in halves])
+
+
+def write_running(rootname: str, iteration: int, sums: list[Sums]) -> None:
+    """The sums that fade into those of the next iterations, for `--continue`."""
+    arrays = {f"{f.name}_{h}": to_host(getattr(s, f.name)) for h, s in enumerate(sums) for f in fields(Sums)}
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:  # given a name, NumPy would change its ending
+            np.savez(file, **arrays)
+
+    write_whole(_running_path(str(optimiser_path(rootname, iteration))), write)
+
+
+def read_running(path: str) -> list[Sums]:
+    """The sums beside an optimiser file; none where the run had none."""
+    beside = _running_path(path)
+    if not beside.exists():
+        return []
+    with np.load(beside) as arrays:
+        halves = range(len(arrays.files) // len(fields(Sums)))
+        return [Sums(**{f.name: arrays[f"{f.name}_{h}"][()] for f in fields(Sums)}) for h in halves]
+
+
+def _running_path(optimiser: str) -> Path:
+    return Path(optimiser.removesuffix("_optimiser.star") + "_sums.npz")
 
 
 def data_path(path: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
@@ -67,14 +67,22 @@ class State:
 
     @property
     def class_shells(self) -> np.ndarray[Any, np.dtype[np.int64]]:
-        """The last shell up to which a map of the first half has more signal than noise, (n_classes,)."""
-        weak = self.ssnr[0, :, 1:] < 1
-        return np.where(weak.any(1), weak.argmax(1), weak.shape[1])
+        """The last shell up to which each map of the first half has more signal than noise, (n_classes,)."""
+        return resolved_shells(self.ssnr[0])
 
     @property
     def box_size(self) -> int:
         """Box size in pixels."""
         return int(self.maps.shape[-1])
+
+
+def resolved_shells(ssnr: FloatArray) -> np.ndarray[Any, np.dtype[np.int64]]:
+    """The last shell before two in a row have less signal than noise, (n_classes,), from ratios (n_classes, n_shells).
+
+    A single weak shell may be a node of the particle's own transform.
+    """
+    weak = np.pad(ssnr[:, 1:] < 1, ((0, 0), (0, 2)), constant_values=True)
+    return np.asarray((weak[:, :-1] & weak[:, 1:]).argmax(1), dtype=np.int64)
 
 
 @dataclass
@@ -171,7 +179,7 @@ class Sums:
     ----------
     data, weight : accumulators (n_classes, half volume), complex64 and float32.
     noise_power : float64 (n_optics, n_shells), residual power, real and imaginary part averaged.
-    images : int64 (n_optics,).
+    images : float64 (n_optics,).
     signal_cross, signal_power : float64 (n_groups, n_shells), sums of Re(A*X) and |A|^2 over pixels,
         A = CTF * projection, both over sigma2.
     """
@@ -179,7 +187,7 @@ class Sums:
     data: Array
     weight: Array
     noise_power: FloatArray
-    images: np.ndarray[Any, np.dtype[np.int64]]
+    images: FloatArray
     signal_cross: FloatArray
     signal_power: FloatArray
     class_mass: FloatArray
@@ -187,7 +195,11 @@ class Sums:
     offset_square: float = 0.0
     log_likelihood: float = 0.0
     pmax: float = 0.0
-    candidates: int = 0
+    candidates: float = 0.0
+
+    def decayed(self, share: float) -> Sums:
+        """What stays of sums when they fade."""
+        return Sums(**{f.name: getattr(self, f.name) * share for f in fields(self)})
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(

@@ -143,11 +143,12 @@ def _average(axes: Any, image: NDArray[Any], square: tuple[float, float, float, 
     shown = np.full_like(image, 0.35) if flat else image
     extent = (left, right, bottom, top)
     axes.imshow(shown, cmap="gray", origin="lower", extent=extent, vmin=limits[0], vmax=limits[1], aspect="auto")
-    frame = {"linewidth": 0.5, "edgecolor": "0.5"}
+    colour = "0.5" if kept is None else _KEPT if kept else _LEFT
+    frame = Rectangle((left, bottom), right - left, top - bottom, edgecolor=colour, linewidth=0.5)
+    frame.set_facecolor((1.0, 1.0, 1.0, 0.4 if kept is False else 0.0))
     if kept is not None:
-        frame = {"linewidth": 2.2, "edgecolor": _KEPT if kept else _LEFT}
-    pale = (1.0, 1.0, 1.0, 0.4 if kept is False else 0.0)
-    axes.add_patch(Rectangle((left, bottom), right - left, top - bottom, facecolor=pale, **frame))
+        frame.set_linewidth(2.2)
+    axes.add_patch(frame)
     if flat:
         axes.text((left + right) / 2, (bottom + top) / 2, "empty", ha="center", va="center", color="white", fontsize=8)
 

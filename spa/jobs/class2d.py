@@ -45,6 +45,12 @@ class Options(SearchOptions):
         group="Classes",
         bounds=(0.0, 1.0),
     )
+    grad: bool = option(
+        False,
+        help="Iterations but the last see small parts of the particles, which grow, and carry averages on: the cost "
+        "hardly depends on the number of particles",
+        group="Classes",
+    )
     center_classes: bool = option(False, help="Move each class average so that its density is centred", group="Classes")
 
 
@@ -65,6 +71,7 @@ def run(options: Options, job: Job) -> None:
         options.strict_highres_exp,
         options.class_inactivity_threshold,
         n,
+        options.grad,
     )
     engine = Engine(options, inputs, schedule, 1, job, fit_scale=False, center_classes=options.center_classes)
     state = engine.resumed(options.continue_) if options.continue_ else None

@@ -1,8 +1,8 @@
 """Expand the poses of particles by a point group: every particle once per equivalent pose.
 
 For focused classification and refinement of one subunit of a symmetric particle. All copies of a particle show the same
-image (rlnImageName, shifts and all other columns stay), so they are no independent evidence: copies keep the half set
-of their particle, and later steps run in C1.
+image (rlnImageName, shifts and all other columns stay), so they are no independent evidence: copies share the half set
+of their particle, which is drawn where there is none, and later steps run in C1.
 """
 
 from __future__ import annotations
@@ -47,6 +47,9 @@ def run(options: Options, job: Job) -> None:
         job.warn(f"--sym {options.sym} has one operator: {options.o} is a copy of {options.i}")
     if len(set(particles.image_name)) < n:
         job.warn(f"{options.i}: some images appear more than once, as in a file that was expanded before")
+    if not particles.half_set.any():
+        particles.assign_half_sets(options.random_seed)
+        job.say(f"{options.i} has no rlnRandomSubset: half sets drawn, so that copies of a particle share theirs")
     expanded = particles.subset(np.repeat(np.arange(n), copies))
     angles = _turned(np.stack([particles.rot, particles.tilt, particles.psi], axis=1), operators)
     expanded.update(rot=angles[:, 0], tilt=angles[:, 1], psi=angles[:, 2])

@@ -1,6 +1,7 @@
-"""Select rows of a STAR file of particles, micrographs or movies: by a column's range, without duplicates, in parts.
+"""Select rows of a STAR file: by a column's range, by class (--auto ranks 2D classes), without duplicates, in parts.
 
-What is asked for happens in this order; columns and blocks pass through as they are.
+What is asked for happens in the order range, --classes, --auto, --stable, --remove_duplicates, --split; columns and
+blocks pass through as they are. The score of --auto (`spa.class_ranking`) lies between 0 (junk) and 1 (protein).
 """
 
 from __future__ import annotations
@@ -13,9 +14,9 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spa import selection
+from spa import class_ranking, class_stability, selection
 from spa.errors import InputError
-from spa.io import star, vintage
+from spa.io import class_plots, class_tables, plots, star, vintage
 from spa.io.coordinates import FOM
 from spa.io.extraction_checks import refuse_replacing
 from spa.io.micrographs import groups_of
@@ -25,20 +26,46 @@ from spa.options import CommonOptions, UsageError, option
 
 _KINDS = ("particles", "micrographs", "movies")
 _IMAGES = ("rlnImageName", "rlnMicrographName", "rlnMicrographMovieName", "rlnCoordinateX")
-_RANGE, _PARTS, _DUPLICATES = "Range", "Parts", "Duplicates"
+_RANGE, _CLASSES, _PARTS, _DUPLICATES = "Range", "Classes", "Parts", "Duplicates"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Options(CommonOptions):
     """Options of `spa select`, named as in relion_star_handler."""
 
-    i: str = option(help="STAR file of particles, micrographs or movies", role="input")
+    i: str = option(
+        help="STAR file of particles, micrographs or movies; of a classification, its data or its model file",
+        role="input",
+    )
     o: str = option("selected.star", help="STAR file to write; parts get _split1, _split2, ...", role="file")
     select: str | None = option(
         None, help="Column whose values decide, as rlnCtfMaxResolution", group=_RANGE, default_text="none"
     )
     minval: float | None = option(None, help="Smallest value to keep", group=_RANGE)
     maxval: float | None = option(None, help="Largest value to keep", group=_RANGE)
+    classes: str | None = option(
+        None, help="Classes to keep, as 1,4,7-9 (rlnClassNumber)", group=_CLASSES, default_text="all"
+    )
+    auto: bool = option(
+        False,
+        help="Keep the 2D classes that score --min_score or more; writes the ranking and a gallery beside --o",
+        group=_CLASSES,
+    )
+    min_score: float = option(0.5, help="Lowest score that --auto keeps", bounds=(0, 1), group=_CLASSES)
+    stable: tuple[str, ...] = option(
+        (),
+        help="Data STAR file of a repeated classification of the same particles: keep those that are in matching "
+        "classes in --i and in all that are given (the stable core)",
+        role="input",
+        group=_CLASSES,
+    )
+    stable_fraction: float = option(
+        1.0,
+        help="Keep particles that are in matching classes in at least this fraction of the runs instead of all",
+        bounds=(0.5, 1),
+        group=_CLASSES,
+    )
+    stable_size: int = option(2, help="Smallest number of particles of a stable core", bounds=(2, None), group=_CLASSES)
     remove_duplicates: float = option(
         -1.0,
         help="Keep one of particles of a micrograph that are this close or closer: the one with the higher figure of "
@@ -70,14 +97,21 @@ class Options(CommonOptions):
             raise UsageError("--split: expected with --nr_split or --size_split")
         if not self.split and (self.nr_split or self.size_split or self.random_order):
             raise UsageError("--nr_split, --size_split and --random_order: expected with --split")
-        if self.select is None and not self.split and self.remove_duplicates < 0:
-            raise UsageError("expected --select, --remove_duplicates or --split")
+        by_class = self.classes is not None or self.auto or self.stable
+        if self.select is None and not by_class and not self.split and self.remove_duplicates < 0:
+            raise UsageError("expected --select, --classes, --auto, --stable, --remove_duplicates or --split")
+        if self.classes is not None:
+            try:
+                class_tables.chosen(self.classes)
+            except ValueError:
+                raise UsageError(f"--classes {self.classes}: expected class numbers like 1,4,7-9") from None
 
 
 def run(options: Options, job: Job) -> None:
     """Read, select, write, and say how many rows each step kept."""
-    refuse_replacing("--o", options.o, [options.i])
-    found = star.read(options.i)
+    source = str(class_tables.paths(options.i)[0]) if options.i.endswith("_model.star") else options.i
+    refuse_replacing("--o", options.o, [options.i, source, *options.stable])
+    found = star.read(source)
     table = _main_table(found)
     total, kept = len(table), np.arange(len(table))
     if options.select is not None:
@@ -85,6 +119,7 @@ def run(options: Options, job: Job) -> None:
         mask = selection.in_range(values, options.minval, options.maxval)
         kept = kept[mask]
         job.say(f"{len(kept)} of {total} {_noun(table)} with {_told(options)}{_span(values)}")
+    kept = _by_class(found, table, kept, options, job)
     if options.remove_duplicates >= 0:
         before = len(kept)
         kept = kept[_distinct(found, table, kept, options, job)]
@@ -109,6 +144,84 @@ def run(options: Options, job: Job) -> None:
     rest = len(kept) - sum(map(len, parts))
     if rest:
         job.say(f"{rest} {_noun(table)} are in none of the parts")
+
+
+def _by_class(found: StarFile, table: Block, kept: NDArray[np.int64], options: Options, job: Job) -> NDArray[np.int64]:
+    """Those of the rows `kept` that --classes, --auto and --stable leave; --auto adds a column with the score."""
+    if options.classes is not None:
+        numbers = class_tables.class_numbers(table)
+        wanted = class_tables.chosen(options.classes)
+        missing = sorted(set(wanted) - set(numbers.tolist()))
+        if missing:
+            raise InputError(
+                f"--classes {options.classes}: no {_noun(table)} of {table.path} are in class "
+                f"{selection.ranges(missing)}; there are {selection.ranges(np.unique(numbers).tolist())}"
+            )
+        kept = kept[np.isin(numbers[kept], wanted)]
+        job.say(f"{len(kept)} {_noun(table)} in class {selection.ranges(wanted)}")
+    if options.auto:
+        kept = kept[_ranked(found, table, options, job)[kept]]
+    if options.stable:
+        kept = kept[_stable(table, options, job)[kept]]
+    return kept
+
+
+def _ranked(found: StarFile, table: Block, options: Options, job: Job) -> NDArray[np.bool_]:
+    """Which rows are in a class that scores enough; writes the ranking and its gallery."""
+    numbers = class_tables.class_numbers(table)
+    model = class_tables.paths(found.path)[1]
+    job.add_input(model)
+    averages = class_tables.read_averages(model)
+    n = len(averages.images)
+    if len(numbers) and not 1 <= numbers.min() <= numbers.max() <= n:
+        row = int(np.flatnonzero((numbers < 1) | (numbers > n))[0]) + 1
+        raise InputError(
+            f"{table.path}: data_{table.name}, row {row}, column rlnClassNumber: expected 1 to {n}, the classes of "
+            f"{model}, found {numbers[row - 1]}"
+        )
+    features = class_ranking.features(
+        averages.images, averages.shares, averages.resolutions, averages.pixel_size, averages.diameter or None
+    )
+    scores = class_ranking.score(features)
+    good = scores >= options.min_score
+    stem = Path(options.o).with_name(Path(options.o).name.removesuffix(".star") + "_classes.star")
+    columns = Block.table("", {f"spa{name}": values for name, values in features.items()})
+    star.write(stem, class_tables.ranking(averages, scores, good, columns))
+    title = f"{int(good.sum())} of {n} classes score {options.min_score:g} or more (green)"
+    picture = class_plots.gallery(
+        averages.images,
+        averages.numbers,
+        averages.shares,
+        averages.resolutions,
+        averages.pixel_size,
+        scores,
+        good,
+        title,
+    )
+    plots.save(stem.with_suffix(".png"), picture)
+    table.set(class_tables.SCORE, scores[numbers - 1])
+    rows = good[numbers - 1]
+    job.say(f"{title.removesuffix(' (green)')}: {selection.ranges(averages.numbers[good].tolist()) or 'none'}")
+    job.say(f"{int(rows.sum())} of {len(rows)} {_noun(table)} are in them; {stem}, {stem.with_suffix('.png')}")
+    return np.asarray(rows)
+
+
+def _stable(table: Block, options: Options, job: Job) -> NDArray[np.bool_]:
+    """Which rows are in a stable core over --i and all --stable."""
+    names = table.text("rlnImageName")
+    runs = [class_tables.class_numbers(table)]
+    for path in options.stable:
+        other = _main_table(star.read(path))
+        classes = dict(zip(other.text("rlnImageName"), class_tables.class_numbers(other).tolist(), strict=True))
+        absent = next((row for row, name in enumerate(names, 1) if name not in classes), None)
+        if absent is not None:
+            raise InputError(f"{table.path}: data_{table.name}, row {absent}: {names[absent - 1]} is not in {path}")
+        runs.append(np.array([classes[name] for name in names]))
+        index, share = class_stability.adjusted_rand(runs[0], runs[-1]), class_stability.agreement(runs[0], runs[-1])
+        job.say(f"{path}: adjusted Rand index {index:.3f}, {share:.1%} of the {_noun(table)} in matching classes")
+    core = class_stability.stable_core(runs, options.stable_fraction, options.stable_size)
+    job.say(f"{int((core > 0).sum())} of {len(core)} {_noun(table)} in {core.max(initial=0)} stable cores")
+    return np.asarray(core > 0)
 
 
 def _parts_of(folder: Path, stem: str) -> list[Path]:

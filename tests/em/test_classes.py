@@ -19,7 +19,7 @@ from spa.em.engine import Engine
 from spa.em.expectation import Reference, log_weights, score_slices
 from spa.em.sampling import Candidates, Level, make_flat_level, make_level
 from spa.em.settings import RefinementOptions, Search, SearchOptions
-from spa.em.state import Poses
+from spa.em.state import Poses, resolved_shells
 from spa.fourier import reference_transform
 from spa.kernels.backend import to_host
 from tests.em import tiny
@@ -254,3 +254,10 @@ def test_3d_classes_from_one_reference(own_poses: bool, tmp_path: Path) -> None:
         engine.poses.known[:] = True
     engine.run()
     assert agreement(engine.poses.class_number, which, 2) > 0.9
+
+
+def test_a_node_of_the_transform_is_not_the_end_of_the_resolution() -> None:
+    ratios = np.array(
+        [[9, 9, 0, 9, 9, 0, 0, 9.0], [9, 0, 0, 9, 9, 9, 9, 9], [9, 9, 9, 9, 9, 9, 9, 9], [9, 0, 2, 0, 0, 0, 0, 0]]
+    )
+    np.testing.assert_array_equal(resolved_shells(ratios), [4, 0, 7, 2])

@@ -73,6 +73,18 @@ def test_all_other_columns_and_blocks_stay():
     assert found["lab"].get_text("labKey") == "v"
 
 
+def test_copies_share_a_half_set_even_where_there_was_none(capsys):
+    write()
+    found = star.read("in.star")
+    found["particles"].drop("rlnRandomSubset")
+    star.write("in.star", found)
+    assert expand("--sym", "D2") == 0
+    halves = star.read("out.star")["particles"].integers("rlnRandomSubset").reshape(N, 4)
+    assert sorted(np.unique(halves).tolist()) == [1, 2]
+    assert (np.ptp(halves, axis=1) == 0).all()
+    assert "half sets drawn" in capsys.readouterr().out
+
+
 def test_a_symmetric_map_looks_the_same_from_all_copies(tmp_path):
     flags = "--sym D2 --nr_particles 4 --box 32 --angpix 6.5 --snr 5 --seed 1 --quiet"
     assert run(["simulate", "--o", "Sim", *flags.split()]) == 0

@@ -139,7 +139,7 @@ def test_steps_follow_each_other():
 @pytest.mark.parametrize(
     ("arguments", "status", "words"),
     [
-        ((), 2, "expected --select, --remove_duplicates or --split"),
+        ((), 2, "expected --select, --classes, --auto, --stable, --remove_duplicates or --split"),
         (("--select", "rlnDefocusU"), 2, "expected with --minval or --maxval"),
         (("--minval", 3), 2, "expected with --minval or --maxval"),
         (("--select", "rlnDefocusU", "--minval", 3, "--maxval", 2), 2, "--minval 3: expected at most --maxval 2"),

@@ -66,3 +66,8 @@ def test_parts_share_no_row(parts, size, lengths, seed):
 def test_parts_need_a_number_or_a_size():
     with pytest.raises(ValueError, match="number of parts"):
         selection.split(10, None, None)
+
+
+def test_numbers_in_words():
+    assert selection.ranges([4, 1, 2, 3, 7, 8, 11]) == "1-4, 7, 8, 11"
+    assert selection.ranges([]) == ""
