@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
+from scipy.linalg import cho_solve_banded, cholesky_banded
+from scipy.optimize import minimize
 
 from spa.kernels.backend import Array, xp_of
 
@@ -11,6 +15,7 @@ _LARGEST_STEP = 1.0  # pixels of the cropped frame
 _BLIND = 2.5  # below the mean curvature, in units of its noise
 _BLIND_ERROR = 100.0  # of a frame that says nothing, in units of the typical error
 _WALKS = (0.03, 300.0, 33)  # steps of the velocity that are tried, in units of the typical error
+_UNLIKE = 1.0  # logarithm of how much those along the path may well differ from those across it
 
 Floats = NDArray[np.float64]
 
@@ -62,35 +67,71 @@ def newton_steps(gradient: Floats, curvature: Floats, noise: Floats, information
 
 
 def smooth(measured: Floats, errors: Floats) -> tuple[Floats, Floats]:
-    """Values (n, axes) over time, tied by second differences of the size that explains them best, and their errors.
+    """Path (n, 2), x and y over time, tied by second differences of the sizes that explain it best, and its errors.
 
-    Notes: a random walk of the velocity, whose step is that of the largest evidence given the errors.
+    Notes: a random walk of the velocity, whose steps are those of the largest evidence given the errors: first alike
+    along both axes, then apart for steps along the path, which change the speed, and across it, which turn it.
     """
     n_frames = len(measured)
     if n_frames < 4 or not np.isfinite(errors).any():
         return measured.copy(), errors
-    second = np.diff(np.eye(n_frames), 2, axis=0)
     typical = float(np.median(errors[np.isfinite(errors)]))
     variances = np.where(np.isfinite(errors), np.maximum(errors, 1e-3 * typical), _BLIND_ERROR * typical) ** 2
-    bends = second @ measured
-    noise = np.einsum("ij,ja,kj->aik", second, variances, second)
-    unit = np.eye(len(second))
-    walks = (typical * np.geomspace(*_WALKS)) ** 2
-    walk = walks[int(np.argmax([_evidence(bends, noise + variance * unit) for variance in walks]))]
-    result, left = np.empty_like(measured), np.empty_like(measured)
-    for axis in range(measured.shape[1]):
-        gain = second.T @ np.linalg.inv(noise[axis] + walk * unit)
-        result[:, axis] = measured[:, axis] - variances[:, axis] * (gain @ bends[:, axis])
-        left[:, axis] = variances[:, axis] * (1 - variances[:, axis] * np.einsum("ij,ji->i", gain, second))
-    return result, np.where(np.isfinite(errors), np.sqrt(np.maximum(left, 0)), np.inf)
+    bends, noise = np.diff(measured, 2, axis=0), _bend_noise(variances)
+    alike = np.broadcast_to(np.eye(2), (n_frames - 2, 2, 2))
+    sizes = np.log(typical * np.geomspace(*_WALKS))
+    size = float(sizes[np.argmin([_surprise(bends, noise, math.exp(2 * s) * alike) for s in sizes])])
+    path = measured - variances * _pull(bends, noise, math.exp(2 * size) * alike)[0]
+
+    along = path[2:] - path[:-2]
+    along /= np.maximum(np.hypot(along[:, 0], along[:, 1]), 1e-30)[:, None]
+    across = alike - along[:, :, None] * along[:, None]
+
+    def walk(both: Floats) -> Floats:
+        return np.asarray(alike * math.exp(2 * both[0]) + across * (math.exp(2 * both[1]) - math.exp(2 * both[0])))
+
+    def surprise(both: Floats) -> float:
+        inside = np.clip(both, sizes[0], sizes[-1])
+        return _surprise(bends, noise, walk(inside)) + 0.5 * float((both[0] - both[1]) / _UNLIKE) ** 2
+
+    best = minimize(surprise, np.full(2, size), method="Nelder-Mead", options={"xatol": 0.05, "fatol": 0.01})
+    pull, sharpness = _pull(bends, noise, walk(np.clip(best.x, sizes[0], sizes[-1])))
+    left = variances * (1 - variances * sharpness)
+    return measured - variances * pull, np.where(np.isfinite(errors), np.sqrt(np.maximum(left, 0)), np.inf)
 
 
-def _evidence(values: Floats, covariances: Floats) -> float:
-    """Logarithm of the probability of values (n, axes) under normal distributions (axes, n, n), up to a constant."""
-    total = 0.0
-    for value, covariance in zip(values.T, covariances, strict=True):
-        total -= 0.5 * float(value @ np.linalg.solve(covariance, value)) + 0.5 * float(np.linalg.slogdet(covariance)[1])
-    return total
+def _bend_noise(variances: Floats) -> Floats:
+    """Covariance of second differences of values with variances (n, 2), as the lower bands of a matrix.
+
+    Rows and columns: the x and y of the first difference, of the second and so on.
+    """
+    bands = np.zeros((6, 2 * (len(variances) - 2)))
+    bands[0] = (variances[:-2] + 4 * variances[1:-1] + variances[2:]).ravel()
+    bands[2, :-2] = -2 * (variances[1:-2] + variances[2:-1]).ravel()
+    bands[4, :-4] = variances[2:-2].ravel()
+    return bands
+
+
+def _factor(noise: Floats, walk: Floats) -> Floats:
+    """Cholesky factor, in bands, of the covariance of second differences: their noise and walk (n - 2, 2, 2)."""
+    bands = noise.copy()
+    bands[0] += walk[:, [0, 1], [0, 1]].ravel()
+    bands[1, ::2] += walk[:, 0, 1]
+    return np.asarray(cholesky_banded(bands, lower=True, check_finite=False))
+
+
+def _surprise(bends: Floats, noise: Floats, walk: Floats) -> float:
+    """Minus the logarithm of the probability of second differences (n - 2, 2), up to a constant."""
+    factor, values = _factor(noise, walk), bends.ravel()
+    return float(0.5 * values @ cho_solve_banded((factor, True), values) + np.log(factor[0]).sum())
+
+
+def _pull(bends: Floats, noise: Floats, walk: Floats) -> tuple[Floats, Floats]:
+    """What values (n, 2) move by for each unit of their variance, and how much surer (n, 2) that makes them."""
+    factor, n_frames = _factor(noise, walk), len(bends) + 2
+    second = np.kron(np.diff(np.eye(n_frames), 2, axis=0), np.eye(2))
+    gain = cho_solve_banded((factor, True), second)
+    return (bends.ravel() @ gain).reshape(-1, 2), (second * gain).sum(axis=0).reshape(-1, 2)
 
 
 def beyond_noise(evidence: float, count: int) -> float:

@@ -19,7 +19,7 @@ SMALLEST_SUBSET = 200
 """Particles that such a part has at least."""
 FADING = 0.6
 """Exponent of the step size of a gradient run, between one half and one."""
-REFILLING = 0.6
+REFILLING = 0.8
 """Share of the iterations during which empty classes are filled from large ones; the rest lets all settle."""
 FIRST_FREQUENCY = 0.07
 """Digital frequency (cycles per pixel) to which 2D classification first aligns: that of RELION's first references."""
@@ -138,7 +138,7 @@ class FlatSchedule(ClassSchedule):
         """Particles of iteration `number` of a gradient run: a geometric series."""
         first, last = (per_class * n_classes for per_class in SUBSET_PER_CLASS)
         part = min(1.0, (number - 1) / max(1, self.n_iterations - 2))
-        return max(SMALLEST_SUBSET, round(first * (last / first) ** part))
+        return max(SMALLEST_SUBSET, round(float(first * (last / first) ** part)))
 
     def _refilled(self, state: State) -> Parts | None:
         """Halves, drawn by lot, of the largest classes for those that have all but lost their particles.

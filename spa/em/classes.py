@@ -84,8 +84,8 @@ class UnalignedSums:
 
     def __init__(self, n_classes: int, padding: int, kmax: int) -> None:
         self.n_classes, self.padding, self.kmax = n_classes, padding, kmax
-        self._values: FloatArray | float = 0.0
-        self._weights: FloatArray | float = 0.0
+        self._values: Array = 0.0
+        self._weights: Array = 0.0
         self._points: tuple[Array, Array] | None = None
 
     def add(self, batch: Batch, classes: np.ndarray[tuple[int], np.dtype[np.int32]]) -> None:

@@ -20,7 +20,7 @@ from spa.em.schedule import MAX_ITERATIONS, Schedule, particle_radius
 from spa.em.settings import SearchOptions
 from spa.em.state import FloatArray, State, Sums
 from spa.em.sweep import Indices, Sweep
-from spa.em.updates import take_over, update_group_scale
+from spa.em.updates import measured_scale, take_over, update_group_scale
 from spa.errors import InputError
 from spa.euler import angular_distance
 from spa.fourier import low_pass, reference_transform
@@ -92,8 +92,7 @@ class Engine:
             inputs.aberrations,
             self.pixel_size,
         )
-        available = device_memory(self.device) or host_memory()
-        memory = int(options.mem * 2**30) or available // 2
+        memory = int(options.mem * 2**30) or (device_memory(self.device) or host_memory()) // 2
         self.sweep = Sweep(inputs, self.prepare, schedule.search, options.pad, memory, job.check_abort, self.device)
         self.poses = inputs.first_poses()
         if not options.norm:
@@ -102,7 +101,8 @@ class Engine:
         self.reference_radius = support_radius(self._solvent_mask(), self.box, self.ndim)
         self.running: list[Sums] = []
         self.group_scale: FloatArray = np.ones((n_halves, inputs.n_groups))
-        self.fit_scale = fit_scale
+        self.fit_scale = bool(fit_scale)
+        self._ask_scale = fit_scale is None
         self.center_classes = center_classes
 
     def resumed(self, path: str) -> State:
@@ -132,7 +132,7 @@ class Engine:
             if self.schedule.local and not self.poses.known.all():
                 raise InputError(f"{self.options.i}: searches are local, but it has no angles to start from")
             state = self._first_state()
-            if self.fit_scale is None:
+            if self._ask_scale:
                 self.fit_scale = self._needs_scale(state)
         while not self.schedule.progress.finished:
             if self.schedule.progress.rescue:
@@ -187,7 +187,6 @@ class Engine:
         sigma2 = np.stack([n.spectra() for n in noise])
         references = self._unaligned(sigma2[0], n_classes) if self.ndim == 2 else self.inputs.references
         maps = np.stack([(references * self._solvent_mask()).astype(np.float32)] * self.n_halves)
-        first_kmax = self.schedule.first_kmax()
         return State(
             maps=maps,
             sigma2=sigma2,
@@ -196,7 +195,7 @@ class Engine:
             fsc=np.zeros(shells),
             pdf_class=np.full((self.n_halves, n_classes), 1 / n_classes),
             offset_sigma=max(self.options.offset_range / 2, float(np.sqrt((self.poses.origins**2).mean())), 0.5),
-            kmax=first_kmax,
+            kmax=self.schedule.first_kmax(),
             score_kmax=self.schedule.first_shell(),
             resolution_shell=self.schedule.first_shell(),
         )
@@ -209,7 +208,8 @@ class Engine:
         for part, images in self.sweep.batches(self.half_indices(0)):
             sums.add(self.prepare.batch(images, part, self.poses, sigma2, self.group_scale[0], kmax), classes[part])
             self.job.check_abort()
-        return low_pass(sums.averages(self.box), self.pixel_size, self.schedule.first_resolution, ndim=2)
+        averages = sums.averages(self.box)
+        return np.asarray(low_pass(averages, self.pixel_size, self.schedule.first_resolution, ndim=2))
 
     def _solvent_mask(self) -> FloatArray:
         """What the references are multiplied by: the mask given, else the sphere if asked for, else one."""
@@ -233,7 +233,7 @@ class Engine:
         indices = self.half_indices(0)
         indices = np.sort(np.random.default_rng(self.options.random_seed).permutation(indices)[:PROBE_PARTICLES])
         sums, _ = self._expectation(state, step, 0, indices, None)
-        scale = self._measured_scale(sums, step.score_kmax)
+        scale = measured_scale(sums, step.score_kmax)
         if SCALE_TRUSTED[0] < scale < SCALE_TRUSTED[1]:
             return False
         self.job.say(
@@ -241,10 +241,6 @@ class Engine:
             "the first iteration fits it, as with --firstiter_cc"
         )
         return True
-
-    def _measured_scale(self, sums: Sums, kmax: int) -> float:
-        shells = slice(1, kmax + 1)
-        return float(sums.signal_cross[:, shells].sum() / max(sums.signal_power[:, shells].sum(), 1e-30))
 
     def _rescue(self, state: State) -> None:
         """Search poses globally and take over those that no local search from the present ones would find.
@@ -398,7 +394,7 @@ class Engine:
         """A few particles of a class."""
         indices = np.sort(self.half_indices(half))
         mine = self.poses.known[indices] & (self.poses.class_number[indices] == number)
-        return indices[mine][:ACCURACY_PER_CLASS]
+        return np.asarray(indices[mine][:ACCURACY_PER_CLASS])
 
     def _write(self, write: Any, rootname: str, state: State) -> None:
         write(rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule)

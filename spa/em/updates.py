@@ -54,3 +54,9 @@ def update_group_scale(group_scale: FloatArray, sums: list[Sums], kmax: int) -> 
         ratio = (cross / overall + prior) / (power + prior)
         scale = group_scale[half] * ratio
         group_scale[half] = scale / np.average(scale, weights=power + prior)
+
+
+def measured_scale(sums: Sums, kmax: int) -> float:
+    """Grey scale of the images over that of the references, from shells 1 to `kmax`."""
+    shells = slice(1, kmax + 1)
+    return float(sums.signal_cross[:, shells].sum() / max(sums.signal_power[:, shells].sum(), 1e-30))

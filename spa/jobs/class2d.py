@@ -41,7 +41,7 @@ class Options(SearchOptions):
     class_inactivity_threshold: float = option(
         0.1,
         help="Fill classes whose share is below this part of an equal one with half of a large class, during the first "
-        "60 % of the iterations (0: leave them empty)",
+        "80 % of the iterations (0: leave them empty)",
         group="Classes",
         bounds=(0.0, 1.0),
     )
