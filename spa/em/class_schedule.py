@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 
@@ -13,12 +14,15 @@ from spa.em.settings import RefinementOptions, Search, SearchOptions
 from spa.em.state import FloatArray, State
 from spa.euler import random_rotations
 
-SUBSET_PER_CLASS = (15, 60)
-"""Particles per class in the first and in the last small part of a gradient run."""
+FLAT_SUBSET, MAP_SUBSET = (15, 60), (100, 400)
+"""Particles per class in the first and in the last small part of a gradient run, for images and for maps."""
 SMALLEST_SUBSET = 200
 """Particles that such a part has at least."""
 FADING = 0.6
 """Exponent of the step size of a gradient run, between one half and one."""
+SHELLS_PER_ITERATION = 1
+"""Shells by which an iteration may look further than the one before: classes form where few shells have much signal;
+with all shells at once an image holds on to the class that has its noise."""
 REFILLING = 0.8
 """Share of the iterations during which empty classes are filled from large ones; the rest lets all settle."""
 FIRST_FREQUENCY = 0.07
@@ -32,19 +36,53 @@ class ClassSchedule(Schedule):
     ----------
     n_iterations : how many there are in all.
     highest_resolution : Å beyond which images are never compared with references (<= 0: no such limit).
+    n_particles : their number.
+    gradient : iterations but the last see parts of the particles that grow, and sums fade from one to the next.
     """
 
     n_iterations: int
     highest_resolution: float
+    n_particles: int
+    gradient: bool
+    subset_per_class: tuple[int, int]
 
     def advance(self, state: State, median_change: float) -> None:
         """Follow the best class's resolution; the number of iterations is given."""
         limit = self.largest_kmax
         if self.highest_resolution > 0:
             limit = self.shell_of(self.highest_resolution)
-        state.score_kmax = min(limit, max(self.first_shell(), state.resolution_shell))
+        further = state.score_kmax + SHELLS_PER_ITERATION
+        state.score_kmax = min(limit, further, max(self.first_shell(), state.resolution_shell))
         state.kmax = min(self.largest_kmax, max(self.first_kmax(), state.resolution_shell + RESOLUTION_MARGIN))
         self.progress.finished = state.iteration >= self.n_iterations
+
+    def _subset(self, state: State) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]] | None, float]:
+        """The particles of the next iteration (None: all) and the share of the earlier sums that stays.
+
+        Notes
+        -----
+        Stochastic expectation-maximisation (Cappé & Moulines 2009, J R Stat Soc B 71:593): the sums of an iteration are
+        added to those before, of which 1 - t^-FADING stays.
+        """
+        number = state.iteration + 1
+        sizes = [self._subset_size(t, state.n_classes) for t in range(1, number + 1)]
+        if not self.gradient or number >= self.n_iterations or sizes[-1] >= self.n_particles:
+            return None, 0.0
+        position = np.arange(sum(sizes[:-1]), sum(sizes))
+        lap, seed = position // self.n_particles, self.options.random_seed
+        drawn = [
+            np.random.default_rng((seed, 7, n)).permutation(self.n_particles)[position[lap == n] % self.n_particles]
+            for n in np.unique(lap)
+        ]
+        # no more may stay than all particles are worth
+        momentum = min(1 - number**-FADING, 1 - sizes[-1] / self.n_particles)
+        return np.unique(np.concatenate(drawn)).astype(np.int64), momentum
+
+    def _subset_size(self, number: int, n_classes: int) -> int:
+        """Particles of iteration `number` of a gradient run: a geometric series."""
+        first, last = (per_class * n_classes for per_class in self.subset_per_class)
+        part = min(1.0, (number - 1) / max(1, self.n_iterations - 2))
+        return max(SMALLEST_SUBSET, round(float(first * (last / first) ** part)))
 
 
 class FlatSchedule(ClassSchedule):
@@ -54,8 +92,6 @@ class FlatSchedule(ClassSchedule):
     ----------
     psi_step : degrees, before oversampling.
     inactivity : classes whose share is below this part of an equal one are filled anew.
-    n_particles : their number.
-    gradient : iterations but the last see parts of the particles that grow, and sums fade from one to the next.
     """
 
     def __init__(
@@ -74,6 +110,7 @@ class FlatSchedule(ClassSchedule):
         super().__init__(options, search, box, pixel_size, "C1", pixel_size / FIRST_FREQUENCY, 0)
         self.n_iterations, self.highest_resolution = n_iterations, highest_resolution
         self.inactivity, self.n_particles, self.gradient = inactivity, n_particles, gradient
+        self.subset_per_class = FLAT_SUBSET
         self.n_psi = 2 * math.ceil(180 / psi_step)
 
     @property
@@ -111,34 +148,6 @@ class FlatSchedule(ClassSchedule):
             subset=subset,
             momentum=momentum,
         )
-
-    def _subset(self, state: State) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]] | None, float]:
-        """The particles of the next iteration (None: all) and the share of the earlier sums that stays.
-
-        Notes
-        -----
-        Stochastic expectation-maximisation (Cappé & Moulines 2009, J R Stat Soc B 71:593): the sums of an iteration are
-        added to those before, of which 1 - t^-FADING stays.
-        """
-        number = state.iteration + 1
-        sizes = [self._subset_size(t, state.n_classes) for t in range(1, number + 1)]
-        if not self.gradient or number >= self.n_iterations or sizes[-1] >= self.n_particles:
-            return None, 0.0
-        position = np.arange(sum(sizes[:-1]), sum(sizes))
-        lap, seed = position // self.n_particles, self.options.random_seed
-        drawn = [
-            np.random.default_rng((seed, 7, n)).permutation(self.n_particles)[position[lap == n] % self.n_particles]
-            for n in np.unique(lap)
-        ]
-        # no more may stay than all particles are worth
-        momentum = min(1 - number**-FADING, 1 - sizes[-1] / self.n_particles)
-        return np.unique(np.concatenate(drawn)).astype(np.int64), momentum
-
-    def _subset_size(self, number: int, n_classes: int) -> int:
-        """Particles of iteration `number` of a gradient run: a geometric series."""
-        first, last = (per_class * n_classes for per_class in SUBSET_PER_CLASS)
-        part = min(1.0, (number - 1) / max(1, self.n_iterations - 2))
-        return max(SMALLEST_SUBSET, round(float(first * (last / first) ** part)))
 
     def _refilled(self, state: State) -> Parts | None:
         """Halves, drawn by lot, of the largest classes for those that have all but lost their particles.
@@ -181,10 +190,13 @@ class MapSchedule(ClassSchedule):
         sigma_ang: float = -1.0,
         own_poses: FloatArray | None = None,
         seeds: np.ndarray[tuple[int], np.dtype[np.int32]] | None = None,
+        n_particles: int = 0,
+        gradient: bool = False,
     ) -> None:
         order = options.healpix_order + options.oversampling
         super().__init__(options, search, box, pixel_size, options.sym, options.ini_high, order)
         self.n_iterations, self.highest_resolution = n_iterations, highest_resolution
+        self.n_particles, self.gradient, self.subset_per_class = n_particles, gradient, MAP_SUBSET
         self.coarse_order, self.sigma_ang, self.own_poses, self.seeds = (
             options.healpix_order,
             sigma_ang,
@@ -210,4 +222,7 @@ class MapSchedule(ClassSchedule):
         parts = None
         if self.seeds is not None and state.iteration == 0:
             parts = Parts(np.arange(state.n_classes, dtype=np.int32)[None], self.seeds)
-        return self._planned(state, levels, fit_scale, state.kmax, self.own_poses is not None, parts)
+        subset, momentum = self._subset(state)
+        kmax = self.largest_kmax if self.gradient else state.kmax
+        planned = self._planned(state, levels, fit_scale, kmax, self.own_poses is not None, parts)
+        return replace(planned, subset=subset, momentum=momentum)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
 from spa.em.maximisation import Maps, known_shell_weight, solve_class
@@ -54,22 +56,34 @@ def reconstruct_classes(
 
     Notes
     -----
-    A class without particles has a map of zeros, and stays empty.
+    2D averages have a prior of their own each, maps the one that all particles together give. A class without particles
+    has a map of zeros, and stays empty.
     """
     n_classes, shells = len(sums.class_mass), box // 2 + 1
-    maps, ssnr, tau2 = [], np.zeros((n_classes, shells)), np.zeros((n_classes, shells))
-    for c in range(n_classes):
-        if sphere.ndim == 3:
+    if len(operators) > 1:  # the sums themselves may go on into the next iteration
+        sums = replace(sums, data=sums.data.copy(), weight=sums.weight.copy())
+    if sphere.ndim == 3:
+        for c in range(n_classes):
             sums.data[c], sums.weight[c] = symmetrise(sums.data[c], sums.weight[c], operators)
-        plain = solve_class(sums, c, box, padding, kmax, None, sphere) * mask
+    weights = np.stack([known_shell_weight(sums, c, padding, shells) for c in range(n_classes)])
+
+    def t_tau2(of: Sums, c: int, weight: FloatArray) -> FloatArray:
+        plain = solve_class(of, c, box, padding, kmax, None, sphere) * mask
         power = shell_average(np.abs(forward(plain, sphere.ndim)) ** 2, sphere.ndim)[:shells] / 2
-        weight = known_shell_weight(sums, c, padding, shells)
-        ssnr[c] = signal_to_noise(power, weight, tau2_fudge)
-        ssnr[c, kmax + 1 :] = 0
-        inverse = np.divide(weight, ssnr[c], out=np.full(shells, np.inf), where=ssnr[c] > 0)
-        inverse[0] = 0 if weight[0] > 0 else np.inf
-        maps.append(solve_class(sums, c, box, padding, kmax, inverse, sphere))
-        tau2[c] = np.where(np.isfinite(inverse), 1 / np.maximum(inverse * tau2_fudge, 1e-30), 0)
+        ratio = signal_to_noise(power, weight, tau2_fudge)
+        ratio[kmax + 1 :] = 0
+        return np.divide(ratio, weight, out=np.zeros(shells), where=weight > 0)
+
+    if sphere.ndim == 3:
+        # maps of one specimen have one power; with its own, a class that falls behind would fade and lose all
+        whole = replace(sums, data=sums.data.sum(0)[None], weight=sums.weight.sum(0)[None])
+        prior = np.tile(t_tau2(whole, 0, weights.sum(0)), (n_classes, 1))
+    else:
+        prior = np.stack([t_tau2(sums, c, weights[c]) for c in range(n_classes)])
+    inverse = np.divide(1, prior, out=np.full_like(prior, np.inf), where=prior > 0)
+    inverse[:, 0] = np.where(weights[:, 0] > 0, 0, np.inf)
+    maps = [solve_class(sums, c, box, padding, kmax, inverse[c], sphere) for c in range(n_classes)]
+    ssnr, tau2 = prior * weights, prior / tau2_fudge
     halves = HalfMapFsc(np.zeros(shells), int(resolved_shells(ssnr).max()))
     return Maps(np.stack(maps)[None], None, None, halves, tau2[None], ssnr[None])
 

@@ -52,6 +52,11 @@ class Options(RefinementOptions):
         group="Classes",
         bounds=(-1.0, 1000.0),
     )
+    grad: bool = option(
+        False,
+        help="Iterations but the last see small parts of the particles, which grow, and carry maps on",
+        group="Classes",
+    )
     repeats: int = option(
         1,
         help="Classify so many times, each from other random classes, and report how far the results agree",
@@ -152,6 +157,8 @@ def _schedule(options: Options, inputs: Inputs) -> MapSchedule:
         options.sigma_ang,
         poses.rotations if options.skip_align else None,
         seeds,
+        inputs.n_particles,
+        options.grad,
     )
 
 
