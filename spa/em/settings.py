@@ -128,7 +128,7 @@ class Search:
     """Most survivors after any level of the global search before convergence: it looks for what is clearly better than
     the last pose, and cannot lose that one."""
     insertion_mass: float = 0.98
-    """Share of the posterior that enters the maximisation step; 0.998 costs a fifth more time and brings 1 % in angle."""
+    """Share of the posterior that enters the maximisation step; 0.998 costs a fifth more time for 1 % in angle."""
     insertion_cap: int = 1000
     """Most candidates of an image that enter it; only the first iterations, with broad posteriors, reach it."""
     resolution_factor: float = 1.2
