@@ -91,9 +91,7 @@ def test_the_same_seed_gives_the_same_result_and_a_run_goes_on_to_it(
         ("--i Sim/nothing.star", "Sim/nothing.star"),
     ],
 )
-def test_wrong_input_is_told_in_a_line(
-    flags: str, line: str, data: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_wrong_input_is_told_in_a_line(flags: str, line: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert classify(data, "Wrong/run", flags) == 1
     check_one_line(capsys, line)
 
