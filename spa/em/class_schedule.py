@@ -20,6 +20,8 @@ SMALLEST_SUBSET = 200
 """Particles that such a part has at least."""
 FADING = 0.6
 """Exponent of the step size of a gradient run, between one half and one."""
+SCORE_MARGIN = 3
+"""Shells beyond the resolution that images are compared on, so that it can grow."""
 SHELLS_PER_ITERATION = 1
 """Shells by which an iteration may look further than the one before: classes form where few shells have much signal;
 with all shells at once an image holds on to the class that has its noise."""
@@ -52,7 +54,7 @@ class ClassSchedule(Schedule):
         if self.highest_resolution > 0:
             limit = self.shell_of(self.highest_resolution)
         further = state.score_kmax + SHELLS_PER_ITERATION
-        state.score_kmax = min(limit, further, max(self.first_shell(), state.resolution_shell))
+        state.score_kmax = min(limit, further, max(self.first_shell(), state.resolution_shell + SCORE_MARGIN))
         state.kmax = min(self.largest_kmax, max(self.first_kmax(), state.resolution_shell + RESOLUTION_MARGIN))
         self.progress.finished = state.iteration >= self.n_iterations
 

@@ -17,24 +17,22 @@ from spa.noise import shell_average
 from spa.reconstruct import new_accumulator, solve, symmetrise
 
 
-def signal_to_noise(power: FloatArray, weight: FloatArray, tau2_fudge: float) -> FloatArray:
-    """T tau2 over the noise of a map per shell, from the power of the map without a prior; zero where none is left.
+def signal_power(power: FloatArray, weight: FloatArray, share: float) -> FloatArray:
+    """tau2 per shell: the power of a masked map without a prior, less that of its noise; zero where nothing is left.
 
     Parameters
     ----------
-    power : mean squared real or imaginary part of the map, noise included.
-    weight : 1 / the variance of its noise.
+    power : mean squared real or imaginary part of the masked map.
+    weight : 1 / the variance of the noise of the map before the mask.
+    share : of that noise's power which the mask lets through, the mean of its square.
 
     Notes
     -----
-    With tau2 the power of the last iteration's map (Scheres 2012, J Struct Biol 180:519) an iteration takes the ratio
-    t = tau2 * weight to power * weight * (T t / (1 + T t))^2. This is the fixed point to which that tends: zero below
-    power * weight = 4 / T, and there T t = 1. So T sets how far above the noise (power * weight = 1) a shell must
-    stand, and no iteration depends on the one before.
+    An unbiased estimate, before it is kept from falling below zero. RELION takes the power of the last iteration's map,
+    which in shells with little signal fades from one iteration to the next for good.
     """
-    ratio = power * weight * tau2_fudge
-    half = ratio / 2 - 1
-    return np.where(ratio >= 4, half + np.sqrt(np.maximum(half**2 - 1, 0)), 0.0)
+    noise = np.divide(share, weight, out=np.full_like(power, np.inf), where=weight > 0)
+    return np.maximum(power - noise, 0)
 
 
 def reconstruct_classes(
@@ -67,12 +65,13 @@ def reconstruct_classes(
             sums.data[c], sums.weight[c] = symmetrise(sums.data[c], sums.weight[c], operators)
     weights = np.stack([known_shell_weight(sums, c, padding, shells) for c in range(n_classes)])
 
+    share = float((mask.astype(np.float64) ** 2).mean())
+
     def t_tau2(of: Sums, c: int, weight: FloatArray) -> FloatArray:
         plain = solve_class(of, c, box, padding, kmax, None, sphere) * mask
         power = shell_average(np.abs(forward(plain, sphere.ndim)) ** 2, sphere.ndim)[:shells] / 2
-        ratio = signal_to_noise(power, weight, tau2_fudge)
-        ratio[kmax + 1 :] = 0
-        return np.divide(ratio, weight, out=np.zeros(shells), where=weight > 0)
+        power[kmax + 1 :] = 0
+        return tau2_fudge * signal_power(power, weight, share)
 
     if sphere.ndim == 3:
         # maps of one specimen have one power; with its own, a class that falls behind would fade and lose all
