@@ -295,6 +295,10 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
         iteration=block.get_integer("rlnCurrentIteration"),
         **numbers,
     )
+    expected = inputs.references.shape
+    if state.maps.shape[1:] != expected:
+        wanted, found = (f"{s[0]} of {' x '.join(map(str, s[1:]))}" for s in (expected, state.maps.shape[1:]))
+        raise InputError(f"{path}: expected references {wanted}, found {found}")
     poses = inputs.first_poses()
     poses.known = np.asarray(inputs.particles.nr_significant > 0)
     p = inputs.particles

@@ -96,6 +96,14 @@ def test_wrong_input_is_told_in_a_line(flags: str, line: str, data: Path, capsys
     check_one_line(capsys, line)
 
 
+def test_going_on_with_another_number_of_classes_is_refused(
+    done: tuple[Path, str], data: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    optimiser = f"{done[0].name}/run_it001_optimiser.star"
+    assert classify(data, "Other/run", f"--K 5 --continue {optimiser}") == 1
+    check_one_line(capsys, f"{optimiser}: expected references 5 of 32 x 32, found 3 of 32 x 32")
+
+
 def test_particles_that_show_one_view_leave_no_trouble_for_empty_classes(data: Path) -> None:
     """Classes that lose all particles: nothing in any file is not a number."""
     assert classify(data, "Empty/run", "--K 40 --class_inactivity_threshold 0 --iter 3") == 0
