@@ -142,7 +142,7 @@ class Engine:
             if done.maps.joined is not None and done.maps.unfiltered is not None:
                 self._finish(state, done.maps.unfiltered, done.maps.joined)
         if self.n_halves == 1:
-            self._write(output.write_classes, self.rootname, state)
+            self._write(self.rootname, state)
         if self.schedule.progress.exhausted:
             self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
         if state.ave_pmax < DETERMINED:
@@ -323,7 +323,7 @@ class Engine:
         )
         if self.running:
             output.write_running(self.rootname, state.iteration, self.running)
-        self._write(output.write_iteration, self.rootname, state)
+        self._write(f"{self.rootname}_it{state.iteration:03d}", state)
         self.job.resume_from = output.optimiser_path(self.rootname, state.iteration)
         return state, done
 
@@ -396,5 +396,5 @@ class Engine:
         mine = self.poses.known[indices] & (self.poses.class_number[indices] == number)
         return np.asarray(indices[mine][:ACCURACY_PER_CLASS])
 
-    def _write(self, write: Any, rootname: str, state: State) -> None:
-        write(rootname, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule)
+    def _write(self, stem: str, state: State) -> None:
+        output.write_state(stem, self.inputs, self.options, state, self.poses, self.group_scale, self.schedule)

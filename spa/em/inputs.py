@@ -10,7 +10,7 @@ import numpy as np
 
 from spa import euler
 from spa.aberrations import Aberrations, magnification_classes
-from spa.em.settings import SearchOptions
+from spa.em.settings import ClassificationOptions, SearchOptions
 from spa.em.state import FloatArray, Poses
 from spa.errors import InputError
 from spa.fourier import low_pass, resample
@@ -148,6 +148,13 @@ def read_inputs(
         solvent_mask=_read_mask(solvent_mask, box) if solvent_mask else None,
         aberrations=particles.aberrations(),
     )
+
+
+def check_number_of_classes(options: ClassificationOptions, inputs: Inputs) -> None:
+    """Raises InputError where there are more classes than particles."""
+    n, n_classes = inputs.n_particles, options.nr_classes
+    if n < n_classes:
+        raise InputError(f"--K {n_classes}: expected at most as many classes as particles, {options.i} has {n}")
 
 
 def read_reference(path: str, ini_high: float, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:

@@ -42,8 +42,8 @@ def optimiser_path(rootname: str, iteration: int) -> Path:
     return Path(f"{rootname}_it{iteration:03d}_optimiser.star")
 
 
-def write_iteration(
-    rootname: str,
+def write_state(
+    stem: str,
     inputs: Inputs,
     options: SearchOptions,
     state: State,
@@ -51,26 +51,23 @@ def write_iteration(
     group_scale: FloatArray,
     schedule: Schedule,
 ) -> None:
-    """Write data, half maps, models, sampling and, last of all, the optimiser file that names them."""
-    stem = f"{rootname}_it{state.iteration:03d}"
+    """Write data, references, models, sampling and, last of all, the optimiser file that names them."""
     _write_data(f"{stem}_data.star", inputs, poses)
     halves = [f"_half{h + 1}" for h in range(state.n_halves)] if state.n_halves == 2 else [""]
     for half, name in enumerate(halves):
         write_references(f"{stem}{name}", state.maps[half], inputs.pixel_size)
         write_model(f"{stem}{name}_model.star", stem + name, inputs, options, state, half, poses, group_scale[half])
     _write_sampling(f"{stem}_sampling.star", options, schedule)
-    _write_optimiser(str(optimiser_path(rootname, state.iteration)), stem, halves, options, state, schedule)
+    _write_optimiser(f"{stem}_optimiser.star", stem, halves, options, state, schedule)
 
 
-def write_references(stem: str, maps: FloatArray, pixel_size: float) -> list[str]:
-    """Write the references of all classes, 2D ones into one stack; returns their names as a STAR file has them."""
+def write_references(stem: str, maps: FloatArray, pixel_size: float) -> None:
+    """Write the references of all classes, 2D ones into one stack."""
     if maps.ndim == 3:
-        path = f"{stem}_classes.mrcs"
-        mrc.write_stack(path, maps, pixel_size)
+        mrc.write_stack(f"{stem}_classes.mrcs", maps, pixel_size)
     else:
         for name, volume in zip(_reference_paths(stem, maps), maps, strict=True):
             mrc.write_volume(name, volume, pixel_size)
-    return _reference_names(stem, maps)
 
 
 def _reference_paths(stem: str, maps: FloatArray) -> list[str]:
@@ -81,23 +78,6 @@ def _reference_names(stem: str, maps: FloatArray) -> list[str]:
     if maps.ndim == 3:
         return [f"{c + 1:06d}@{project_path(f'{stem}_classes.mrcs')}" for c in range(len(maps))]
     return [project_path(path) for path in _reference_paths(stem, maps)]
-
-
-def write_classes(
-    rootname: str,
-    inputs: Inputs,
-    options: SearchOptions,
-    state: State,
-    poses: Poses,
-    group_scale: FloatArray,
-    schedule: Schedule,
-) -> None:
-    """Write the last references, data, model and optimiser files of a classification."""
-    _write_data(f"{rootname}_data.star", inputs, poses)
-    write_references(rootname, state.maps[0], inputs.pixel_size)
-    write_model(f"{rootname}_model.star", rootname, inputs, options, state, 0, poses, group_scale[0])
-    _write_sampling(f"{rootname}_sampling.star", options, schedule)
-    _write_optimiser(f"{rootname}_optimiser.star", rootname, [""], options, state, schedule)
 
 
 def write_final(

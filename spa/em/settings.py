@@ -92,6 +92,27 @@ class RefinementOptions(SearchOptions):
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class ClassificationOptions(SearchOptions):
+    """Options of the jobs that sort particles into classes."""
+
+    nr_classes: int = option(help="Number of classes", flag="--K", group="Classes", bounds=(1, 1000))
+    iter: int = option(25, help="Number of iterations", group="Classes", bounds=(1, 999))
+    strict_highres_exp: float = option(
+        -1.0,
+        help="Never compare images and references beyond this resolution (-1: no limit)",
+        unit="Å",
+        group="Classes",
+        bounds=(-1.0, 1000.0),
+    )
+    grad: bool = option(
+        False,
+        help="Iterations but the last see small parts of the particles, which grow, and carry references on: the cost "
+        "depends little on the number of particles",
+        group="Classes",
+    )
+
+
 @dataclass(frozen=True)
 class Search:
     """Constants of the descent, each with its reason; the defaults are the measured ones.

@@ -9,34 +9,23 @@ import numpy as np
 from spa.em import output
 from spa.em.class_schedule import FlatSchedule
 from spa.em.engine import Engine
-from spa.em.inputs import read_inputs
-from spa.em.settings import Search, SearchOptions
-from spa.errors import InputError
+from spa.em.inputs import check_number_of_classes, read_inputs
+from spa.em.settings import ClassificationOptions, Search
 from spa.io import class_plots, plots
-from spa.io.particle_io import read_particles
 from spa.job import Job
 from spa.options import option
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(SearchOptions):
-    """Options of class2d beyond those of every job that aligns particles."""
+class Options(ClassificationOptions):
+    """Options of class2d beyond those of every classification."""
 
-    nr_classes: int = option(help="Number of classes", flag="--K", group="Classes", bounds=(1, 1000))
-    iter: int = option(25, help="Number of iterations", group="Classes", bounds=(1, 999))
     tau2_fudge: float = option(2.0, help="Regularisation parameter T", group="Classes", bounds=(1e-3, 100.0))
     psi_step: float = option(
         10.0, help="In-plane sampling before oversampling", unit="°", group="Sampling", bounds=(0.5, 60.0)
     )
     offset_range: float = option(
         5.0, help="Search range of the shifts around the last one", unit="px", group="Sampling", bounds=(0.0, 200.0)
-    )
-    strict_highres_exp: float = option(
-        -1.0,
-        help="Never compare images and references beyond this resolution (-1: no limit)",
-        unit="Å",
-        group="Classes",
-        bounds=(-1.0, 1000.0),
     )
     class_inactivity_threshold: float = option(
         0.1,
@@ -45,22 +34,15 @@ class Options(SearchOptions):
         group="Classes",
         bounds=(0.0, 1.0),
     )
-    grad: bool = option(
-        False,
-        help="Iterations but the last see small parts of the particles, which grow, and carry averages on: the cost "
-        "hardly depends on the number of particles",
-        group="Classes",
-    )
     center_classes: bool = option(False, help="Move each class average so that its density is centred", group="Classes")
 
 
 def run(options: Options, job: Job) -> None:
     """Classify, or go on from the optimiser file that --continue names."""
     source = replace(options, i=output.data_path(options.continue_)) if options.continue_ else options
-    n, n_classes = read_particles(source.i).n, options.nr_classes
-    if n < n_classes:
-        raise InputError(f"--K {n_classes}: expected at most as many classes as particles, {options.i} has {n}")
+    n_classes = options.nr_classes
     inputs = read_inputs(source, lambda box, _: np.zeros((n_classes, box, box), np.float32), job.warn, False)
+    check_number_of_classes(options, inputs)
     grid = inputs.box_size, inputs.pixel_size
     schedule = FlatSchedule(
         options,
@@ -70,7 +52,7 @@ def run(options: Options, job: Job) -> None:
         options.psi_step,
         options.strict_highres_exp,
         options.class_inactivity_threshold,
-        n,
+        inputs.n_particles,
         options.grad,
     )
     engine = Engine(options, inputs, schedule, 1, job, fit_scale=False, center_classes=options.center_classes)

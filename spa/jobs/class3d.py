@@ -14,8 +14,8 @@ from spa.em import output
 from spa.em.class_schedule import MapSchedule
 from spa.em.classes import random_classes
 from spa.em.engine import Engine
-from spa.em.inputs import Inputs, read_inputs, read_reference
-from spa.em.settings import RefinementOptions, Search
+from spa.em.inputs import Inputs, check_number_of_classes, read_inputs, read_reference
+from spa.em.settings import ClassificationOptions, RefinementOptions, Search
 from spa.em.state import FloatArray, State
 from spa.errors import InputError
 from spa.io import class_plots, plots, star
@@ -29,11 +29,9 @@ UNDECIDED = 0.9
 
 
 @dataclass(frozen=True, kw_only=True)
-class Options(RefinementOptions):
-    """Options of class3d beyond those of every refinement."""
+class Options(ClassificationOptions, RefinementOptions):
+    """Options of class3d beyond those of every classification and refinement."""
 
-    nr_classes: int = option(help="Number of classes", flag="--K", group="Classes", bounds=(1, 200))
-    iter: int = option(25, help="Number of iterations", group="Classes", bounds=(1, 999))
     tau2_fudge: float = option(4.0, help="Regularisation parameter T", group="Classes", bounds=(1e-3, 100.0))
     skip_align: bool = option(
         False, help="Compare each particle at the angles and shifts it has, in all classes", group="Sampling"
@@ -44,18 +42,6 @@ class Options(RefinementOptions):
         unit="°",
         group="Sampling",
         bounds=(-1.0, 30.0),
-    )
-    strict_highres_exp: float = option(
-        -1.0,
-        help="Never compare images and references beyond this resolution (-1: no limit)",
-        unit="Å",
-        group="Classes",
-        bounds=(-1.0, 1000.0),
-    )
-    grad: bool = option(
-        False,
-        help="Iterations but the last see small parts of the particles, which grow, and carry maps on",
-        group="Classes",
     )
     repeats: int = option(
         1,
@@ -97,9 +83,7 @@ def _classified(options: Options, rootname: str, job: Job) -> FloatArray:
     inputs = read_inputs(
         source, lambda box, px: _references(options, box, px, job.say), job.warn, False, options.solvent_mask
     )
-    n, n_classes = inputs.n_particles, options.nr_classes
-    if n < n_classes:
-        raise InputError(f"--K {n_classes}: expected at most as many classes as particles, {options.i} has {n}")
+    check_number_of_classes(options, inputs)
     engine = Engine(options, inputs, _schedule(options, inputs), 1, job, True if options.firstiter_cc else None)
     engine.rootname = rootname
     state = engine.run(engine.resumed(last) if last else None)
