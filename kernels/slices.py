@@ -6,12 +6,15 @@ import numpy as np
 from numba import get_num_threads, njit, prange
 
 from spa.kernels.backend import Array, is_device, xp_of
+from spa.kernels.cell import add_to_pair, interpolate_cell, times_plus
 from spa.kernels.elementary import RELAXED
 from spa.kernels.loader import BLOCK, cpu_kernel, launch, raw_module, require
 
 _TILE = 64
 _TOGETHER = 32
 """Slices that share a pass over the pixels: neighbours on the sphere then find each other's voxels in the cache."""
+_CELLS = 8
+"""Cells per unit into which directions are sorted, about 7° each."""
 _SAMPLE = 37
 
 
@@ -33,10 +36,10 @@ def _locate(kx, ky, rotation, shape, sign, fraction, line, column):  # type: ign
     origin, origin_z = np.float32(r + 1), np.float32(r + 1 if planes > 1 else 0)
     for k in range(kx.size):
         u, v = kx[k], ky[k]
-        x = u * rotation[0, 0] + v * rotation[1, 0]
-        y = u * rotation[0, 1] + v * rotation[1, 1]
-        z = u * rotation[0, 2] + v * rotation[1, 2]
-        inside = np.float32(1) if x * x + y * y + z * z <= limit else np.float32(0)
+        x = times_plus(u, rotation[0, 0], v * rotation[1, 0])
+        y = times_plus(u, rotation[0, 1], v * rotation[1, 1])
+        z = times_plus(u, rotation[0, 2], v * rotation[1, 2])
+        inside = np.float32(1) if times_plus(x, x, times_plus(y, y, z * z)) <= limit else np.float32(0)
         s = -inside if x < 0 else inside
         sign[k] = s
         x, y, z = x * s, y * s + origin, z * s + origin_z
@@ -48,41 +51,25 @@ def _locate(kx, ky, rotation, shape, sign, fraction, line, column):  # type: ign
         column[k] = i
 
 
-@njit(inline="always")
-def _between_lines(voxels, at, row, plane, fy, fz, out, k):  # type: ignore[no-untyped-def]
-    """Interpolate two neighbours along x in y and z; four floats in one go, so that LLVM makes one vector of them."""
-    w11 = fy * fz
-    w00, w10, w01 = np.float32(1) - fy - fz + w11, fy - w11, fz - w11
-    for part in range(np.uint64(4)):
-        a = at + part
-        b, c, d = a + row, a + plane, a + row + plane
-        out[k + part] = w00 * voxels[a] + w10 * voxels[b] + w01 * voxels[c] + w11 * voxels[d]
-
-
 @cpu_kernel
 def _extract_cpu(references, shape, classes, rotations, kx, ky, out):  # type: ignore[no-untyped-def]
     # in 2D there is no other plane, and its weight is zero
     row, plane = np.uint64(2 * shape[2]), np.uint64(2 * shape[2] * shape[1] if shape[0] > 1 else 0)
-    two, four, width = np.uint64(2), np.uint64(4), np.uint64(shape[2])
+    two, width = np.uint64(2), np.uint64(shape[2])
     for group in prange(-(-classes.size // _TOGETHER)):
         sign = np.empty(_TILE, np.float32)
         fraction = np.empty((3, _TILE), np.float32)
         line, column = np.empty(_TILE, np.uint32), np.empty(_TILE, np.uint32)
-        pairs = np.empty(4 * _TILE, np.float32)
         first, last = group * _TOGETHER, min((group + 1) * _TOGETHER, classes.size)
         for start in range(0, kx.size, _TILE):
             stop = min(start + _TILE, kx.size)
             for n in range(first, last):
-                voxels = references[classes[n]]
+                voxels, values = references[classes[n]], out[n]
                 _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, line, column)
                 for k in range(stop - start):
                     at = two * (np.uint64(line[k]) * width + np.uint64(column[k]))
-                    _between_lines(voxels, at, row, plane, fraction[1, k], fraction[2, k], pairs, four * np.uint64(k))
-                for k in range(stop - start):
-                    s, f = sign[k], fraction[0, k]
-                    real, imag = pairs[4 * k], pairs[4 * k + 1]
-                    out[n, 2 * (start + k)] = (s * s) * (real + f * (pairs[4 * k + 2] - real))
-                    out[n, 2 * (start + k) + 1] = s * (imag + f * (pairs[4 * k + 3] - imag))
+                    fx, fy, fz = fraction[0, k], fraction[1, k], fraction[2, k]
+                    interpolate_cell(voxels, at, row, plane, fx, fy, fz, sign[k], values, two * np.uint64(start + k))
 
 
 @njit(cache=True, nogil=True, fastmath=RELAXED)
@@ -107,21 +94,8 @@ def _slab_edges(n_slabs, n_rows, axis, rotations, kx, ky, r):  # type: ignore[no
     return edges
 
 
-@njit(inline="always")
-def _add_pair(data, weight, at, g0, g1, real, imag, w):  # type: ignore[no-untyped-def]
-    """Add to two neighbours along x; the four floats of data in one go, so that LLVM makes one vector of them."""
-    one, two, three = np.uint64(1), np.uint64(2), np.uint64(3)
-    first = two * at
-    data[first] += g0 * real
-    data[first + one] += g0 * imag
-    data[first + two] += g1 * real
-    data[first + three] += g1 * imag
-    weight[at] += g0 * w
-    weight[at + one] += g1 * w
-
-
 @cpu_kernel
-def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights, edges):  # type: ignore[no-untyped-def]
+def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights, order, edges):  # type: ignore[no-untyped-def]
     flat = shape[0] == 1
     row, plane = np.uint64(shape[2]), np.uint64(shape[2] * shape[1])
     owned = np.uint32(1 if flat else shape[1])
@@ -133,7 +107,7 @@ def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights
         for group in range(0, classes.size, _TOGETHER):
             for start in range(0, kx.size, _TILE):
                 stop = min(start + _TILE, kx.size)
-                for n in range(group, min(group + _TOGETHER, classes.size)):
+                for n in order[group : group + _TOGETHER]:
                     volume, total = data[classes[n]], weight[classes[n]]
                     _locate(kx[start:stop], ky[start:stop], rotations[n], shape, sign, fraction, line, column)
                     for k in range(stop - start):
@@ -152,9 +126,9 @@ def _insert_cpu(data, weight, shape, classes, rotations, kx, ky, values, weights
                             g = fz if side else np.float32(1) - fz
                             corner_at = at + (row if flat else plane) * np.uint64(side)
                             for dy in range(1 if flat else 2):
-                                g1 = g if flat else g * (fy if dy else np.float32(1) - fy)
+                                share = g if flat else g * (fy if dy else np.float32(1) - fy)
                                 here = corner_at + row * np.uint64(dy)
-                                _add_pair(volume, total, here, g1 - g1 * fx, g1 * fx, real, imag, w)
+                                add_to_pair(volume, total, here, share, fx, real, imag, w)
 
 
 def _check(stack: Array, classes: Array, rotations: Array, kx: Array, ky: Array) -> tuple[int, ...]:
@@ -177,6 +151,11 @@ def _scaled(rotations: Array, padding: int, ndim: int) -> Array:
     if ndim == 3:
         scaled[:, :, 2] = 0
     return scaled
+
+
+def _neighbours(rotations: Array) -> Array:
+    """An order of slices in which those of like direction stand together."""
+    return np.lexsort(np.rint(_CELLS * rotations[:, 2]).T)
 
 
 def extract_slices(references: Array, classes: Array, rotations: Array, kx: Array, ky: Array, padding: int) -> Array:
@@ -260,4 +239,4 @@ def insert_slices(
         edges = _slab_edges(get_num_threads(), shape[2], 1 if flat else 2, scaled, kx, ky, shape[3] - 2)
         volumes = data.reshape(shape[0], -1).view(np.float32), weight.reshape(shape[0], -1)
         parts = values.view(np.float32), weights
-        _insert_cpu(*volumes, shape[1:], classes, scaled, kx, ky, *parts, edges)
+        _insert_cpu(*volumes, shape[1:], classes, scaled, kx, ky, *parts, _neighbours(rotations), edges)

@@ -6,7 +6,7 @@ from spa.em.sampling import Candidates, Level
 from spa.em.steerable import Rings
 from spa.grids import half_plane
 
-SLICE_NS, SLICE_NS_SCATTERED = 11.0, 24.0
+SLICE_NS, SLICE_NS_SCATTERED = 7.0, 16.0
 """Nanoseconds per point of a slice, the transform in cache or not (`python -m benchmarks.kernels`)."""
 CACHED_RADIUS = 80
 """Radius (padded voxels) of the largest half transform that stays in cache: about 8 MB."""

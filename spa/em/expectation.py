@@ -10,10 +10,13 @@ import numpy as np
 
 from spa.em.sampling import Candidates, Level, image_slice, segment_index
 from spa.em.state import Batch
-from spa.kernels.backend import Array, to_host, to_like, xp_of
+from spa.kernels.backend import Array, is_device, to_host, to_like, xp_of
 from spa.kernels.posterior import Posterior
 from spa.kernels.scoring import squared_difference
 from spa.kernels.slices import extract_slices
+
+WORKING_BYTES = 2**24
+"""Slices held at one time on a CPU: so little that the C library uses the same memory again, and the cache helps."""
 
 
 @dataclass(frozen=True)
@@ -142,8 +145,8 @@ def score_slices(
 
     Parameters
     ----------
-    memory : bytes that the slices held at one time may take; images are worked off in runs that fit, and an
-        orientation that several images of a run ask for is projected once per run.
+    memory : bytes that the slices held at one time may take (on a CPU not more than WORKING_BYTES); images are worked
+        off in runs that fit, and an orientation that several images of a run ask for is projected once per run.
 
     Returns
     -------
@@ -155,7 +158,7 @@ def score_slices(
     cross = xp.empty(len(candidates.shift), np.float32)
     norm = xp.empty(len(candidates.orientation), np.float32)
     groups, ends = to_host(candidates.image_offsets), to_host(candidates.candidate_offsets)
-    for start, stop in itertools.pairwise(runs(groups, max(1, memory // (8 * n)))):
+    for start, stop in itertools.pairwise(runs(groups, working_slices(images, memory))):
         part = image_slice(candidates, start, stop)
         unique, slot = xp.unique(part.orientation, return_inverse=True)
         found = squared_difference(
@@ -188,6 +191,11 @@ def log_weights(
     if len(reference.log_pdf_class) > 1:
         result += reference.log_pdf_class[level.classes(candidates.orientation)][group]
     return result
+
+
+def working_slices(images: Array, memory: int) -> int:
+    """How many slices of as many pixels as images, (n, n_pixels), are held at one time within `memory` bytes."""
+    return max(1, (memory if is_device(images) else min(memory, WORKING_BYTES)) // (8 * images.shape[1]))
 
 
 def runs(ends: np.ndarray[Any, np.dtype[np.int64]], most: int) -> list[int]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
-from spa.em.expectation import Reference, Scores, Step, classes_of
+from spa.em.expectation import Reference, Scores, Step, classes_of, runs, working_slices
 from spa.em.sampling import keep, segment_index
 from spa.em.settings import Search
 from spa.em.state import Batch, FloatArray, Sums
@@ -100,14 +101,9 @@ def _insert(sums: Sums, batch: Batch, scores: Scores, step: Step, padding: int, 
     scaled = batch.ctf[:, :n] * batch.inverse_sigma2[:, :n]
     images, weights = batch.spectra[:, :n] * scaled, scaled * batch.ctf[:, :n]
     offsets = to_like(level.offsets(), images)
-    run = max(1, memory // (16 * n))
-    ends = [int(e) for e in kept.image_offsets]
-    start = 0
-    while start < len(batch):
-        stop = start + 1
-        while stop < len(batch) and ends[stop + 1] - ends[start] <= run:
-            stop += 1
-        g0, g1 = ends[start], ends[stop]
+    ends = to_host(kept.image_offsets)
+    for start, stop in itertools.pairwise(runs(ends, working_slices(images, memory // 2))):
+        g0, g1 = int(ends[start]), int(ends[stop])
         c0, c1 = int(kept.group_offsets[g0]), int(kept.group_offsets[g1])
         values, group_weights = weighted_images(
             images[start:stop],
@@ -134,7 +130,6 @@ def _insert(sums: Sums, batch: Batch, scores: Scores, step: Step, padding: int, 
             group_weights,
             padding,
         )
-        start = stop
 
 
 def _draw(scores: Scores, uniform: FloatArray) -> Array:
