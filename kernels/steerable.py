@@ -6,6 +6,8 @@ orders m; turned by psi, the direction's are multiplied by exp(i m psi) (see `sp
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 from numba import njit, prange
 
@@ -73,6 +75,45 @@ def shifted_rows(
     else:
         _shifted_rows_cpu(images.view(np.float32), kx, ky, turns, row_image, row_shift, parts)
     return parts
+
+
+@njit(cache=True, nogil=True)
+def _grouped_products_cpu(rows, ends, matrix, out):  # type: ignore[no-untyped-def]
+    first = 0
+    for j in range(ends.size):
+        last = ends[j]
+        if last > first:
+            np.dot(np.ascontiguousarray(rows[:, first:last]), matrix[first:last], out[j])
+        first = last
+
+
+def grouped_products(rows: Array, ends: Array, matrix: Array, out: Array) -> None:
+    """Matrix products over groups of columns, out[j] = rows[:, a:b] @ matrix[a:b] with a = ends[j - 1], b = ends[j].
+
+    Parameters
+    ----------
+    rows : float32 (n_rows, n_columns); matrix : float32 (n_columns, n).
+    ends : int64 (n_groups,), on the host, the last of them n_columns. An empty group leaves its part of `out` alone.
+    out : float32 (n_groups, n_rows, n), changed in place.
+
+    Raises TypeError or ValueError for arrays of another dtype, shape, layout or device.
+
+    Notes
+    -----
+    On a CPU the interpreter's lock is left once for all groups: products of few columns by several threads would spend
+    more time waiting for it than multiplying.
+    """
+    require("rows", rows, np.float32, (None, None), rows)
+    require("matrix", matrix, np.float32, (rows.shape[1], None), rows)
+    require("out", out, np.float32, (len(ends), rows.shape[0], matrix.shape[1]), rows)
+    if len(ends) == 0 or ends[-1] != rows.shape[1]:
+        raise ValueError(f"ends: expected the last to be {rows.shape[1]}")
+    if not is_device(rows):
+        _grouped_products_cpu(rows, ends, matrix, out)
+        return
+    for j, (first, last) in enumerate(itertools.pairwise([0, *ends.tolist()])):
+        if last > first:
+            xp_of(rows).matmul(rows[:, first:last], matrix[first:last], out=out[j])
 
 
 @njit(inline="always")

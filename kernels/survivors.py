@@ -42,12 +42,22 @@ def _log_likelihood(cross, norm, prior, fit_scale):  # type: ignore[no-untyped-d
     return positive * positive / max(np.float32(4) * norm, np.float32(1e-20)) + prior
 
 
+@njit(nogil=True, fastmath=RELAXED)
+def _sums(spectrum, row, turns, n_even, even, odd):  # type: ignore[no-untyped-def]
+    """Sums over even and over odd q of a row's coefficients, times `turns`, for every direction."""
+    even[:], odd[:] = np.float32(0), np.float32(0)
+    for k in range(turns.size):
+        total, w, coefficients = even if k < n_even else odd, turns[k], spectrum[k, row]
+        for d in range(total.size):
+            total[d] += w * coefficients[d]
+
+
 @cpu_kernel
 def _keep_best_cpu(  # type: ignore[no-untyped-def]
-    cosine_even,
-    cosine_odd,
-    sine_even,
-    sine_odd,
+    real,
+    imag,
+    cosine,
+    sine,
     norm,
     prior,
     direction_prior,
@@ -61,19 +71,22 @@ def _keep_best_cpu(  # type: ignore[no-untyped-def]
     floor,
 ):
     half, n_shifts, n_directions = n_psi // 2, prior.shape[1], direction_prior.size
+    n_even = n_psi // 4 + 1
     for i in prange(prior.shape[0]):
         score = np.empty((4, n_directions), np.float32)
+        sums = np.empty((4, n_directions), np.float32)
+        ce, co, se, so = sums[0], sums[1], sums[2], sums[3]
         psi = np.empty(4, np.int64)
         count, least = counts[i], floor[i]
-        for s in range(cosine_even.shape[0]):
-            psi[0], psi[1], psi[2], psi[3] = s, half - s, n_psi - s, half + s
-            # s = 0 and, where n_psi divides by 4, s = n_psi / 4 are their own mirrors
-            own = 2 * s != half
-            used = (True, own, s > 0, own and s > 0)
-            n0, n1 = norm[i, s], norm[i, (half - s) % half]
-            for t in range(n_shifts):
-                row = i * n_shifts + t
-                ce, co, se, so = cosine_even[s, row], cosine_odd[s, row], sine_even[s, row], sine_odd[s, row]
+        for t in range(n_shifts):
+            for s in range(n_even):
+                psi[0], psi[1], psi[2], psi[3] = s, half - s, n_psi - s, half + s
+                # s = 0 and, where n_psi divides by 4, s = n_psi / 4 are their own mirrors
+                own = 2 * s != half
+                used = (True, own, s > 0, own and s > 0)
+                n0, n1 = norm[i, s], norm[i, (half - s) % half]
+                _sums(real, i * n_shifts + t, cosine[s], n_even, ce, co)
+                _sums(imag, i * n_shifts + t, sine[s], n_even, se, so)
                 top = _NONE
                 for d in range(n_directions):
                     p, q, y, z = ce[d] + co[d], ce[d] - co[d], se[d] + so[d], so[d] - se[d]
@@ -195,16 +208,9 @@ def keep_best(
         _keep_best_device(survivors, (real, imag, norm, prior, direction_prior), first, n_psi, fit_scale, cap)
         return
     angle = (2 * np.pi / n_psi) * np.outer(np.arange(n_psi // 4 + 1), np.r_[0:n_q:2, 1:n_q:2])
-    n_even = n_psi // 4 + 1
-    parts = []
-    for turn, spectrum in ((np.cos(angle), real), (-np.sin(angle), imag)):
-        matrix = turn.astype(np.float32)
-        for columns in (slice(0, n_even), slice(n_even, n_q)):
-            part = spectrum[columns]
-            summed = np.ascontiguousarray(matrix[:, columns]) @ part.reshape(len(part), -1)
-            parts.append(summed.reshape(len(matrix), *spectrum.shape[1:]))
+    turns = np.cos(angle).astype(np.float32), -np.sin(angle).astype(np.float32)
     lists = (survivors.values, survivors.codes, survivors.counts, survivors.floor)
-    _keep_best_cpu(*parts, norm, prior, direction_prior, first, n_psi, fit_scale, cap, *lists)
+    _keep_best_cpu(real, imag, *turns, norm, prior, direction_prior, first, n_psi, fit_scale, cap, *lists)
 
 
 def _keep_best_device(

@@ -19,7 +19,7 @@ from spa.grids import half_plane as pixels_of
 from spa.kernels.backend import to_host
 from spa.kernels.scoring import weighted_images
 from spa.kernels.slices import insert_slices
-from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.kernels.steerable import grouped_products, shifted_rows, steered_scores
 from spa.kernels.survivors import keep_best, new_survivors
 from spa.mask import soft_sphere
 
@@ -127,6 +127,27 @@ def best_case(n_psi: int, n_images: int, n_directions: int, n_tiles: int, put: P
     return Case("keep_best", size, run, work, traffic, one_image, 1 / (n_images * n_tiles))
 
 
+def product_case(n_rows: int, width: int, n_groups: int, n_directions: int, put: Put) -> Case:
+    """Coefficients of shifted images times those of a tile of directions, in groups of functions; the peer: one matmul
+    for each group."""
+    rng = np.random.default_rng(5)
+    ends = width * np.arange(1, n_groups + 1)
+    rows = rng.standard_normal((n_rows, int(ends[-1])), np.float32)
+    matrix = rng.standard_normal((int(ends[-1]), n_directions), np.float32)
+    out = np.zeros((n_groups, n_rows, n_directions), np.float32)
+    placed, target = (put(rows), put(matrix)), put(out)
+
+    def peer() -> None:
+        for j, stop in enumerate(ends):
+            np.matmul(rows[:, stop - width : stop], matrix[stop - width : stop], out=out[j])
+
+    size = f"{n_rows} rows, {n_groups} groups of {width} functions, {n_directions} directions"
+    work, traffic = 2.0 * rows.size * n_directions, 4.0 * out.size
+    return Case(
+        "grouped_products", size, lambda: grouped_products(placed[0], ends, placed[1], target), work, traffic, peer, 1.0
+    )
+
+
 def dense_pass_case(box: int, order: int, kmax: int, n_images: int, put: Put) -> Case:
     """Every direction and in-plane angle of a HEALPix order at 29 shifts, table not counted; the peer is the floor:
     matrix products of the same number of multiplications as the cross terms take, in products of the pass's own shape.
@@ -229,6 +250,7 @@ def steerable_cases(put: Put) -> Iterator[Case]:
         yield shift_case(box, n_images, put)
         yield listed_case(n, n_images, put)
         yield insertion_case(box, 64, put)
+    yield product_case(232, 20, 13, 96, put)
     yield best_case(24, 8, 192, 1, put)
     yield best_case(48, 8, 96, 8, put)
     yield dense_pass_case(128, 3, 32, 8, put)

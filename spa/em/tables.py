@@ -13,7 +13,7 @@ from spa.em.state import Batch, FloatArray
 from spa.em.steerable import Basis, Rings, table_rows
 from spa.kernels.backend import Array, is_device, share_out, to_host, to_like, xp_of
 from spa.kernels.slices import extract_slices
-from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.kernels.steerable import grouped_products, shifted_rows, steered_scores
 from spa.kernels.survivors import Survivors, keep_best, new_survivors
 
 IntArray = np.ndarray[Any, np.dtype[np.int64]]
@@ -189,41 +189,39 @@ class DensePass:
         )
         turned *= phase
         sign = to_like(np.where(conjugate, -1, 1).astype(np.float32), table.coefficients)
-        self.columns: list[tuple[int, slice]] = []
+        ends: list[int] = []
         order: list[IntArray] = []
-        self.directions: list[list[tuple[Array, Array]]] = []
-        tiles = range(0, len(turned), self.tile_directions)
         products: list[tuple[Array, Array]] = []
-        at = 0
         for parity in (0, 1):
             for this in range(parity, n // 2 + 1, 2):
                 # n is even, so the functions of a q are all of its parity
                 mine = np.nonzero(q == this)[0]
                 real = mine + parity * n_even
                 order += [real, real + (n_odd if parity else n_even)]
-                self.columns.append((this, slice(at, at + 2 * len(mine))))
-                at += 2 * len(mine)
+                ends.append(2 * len(mine) + (ends[-1] if ends else 0))
                 chosen = to_like(mine, turned)
                 p, s = turned[:, chosen], sign[chosen]
-                products.append(
-                    (
-                        xp.concatenate([p.real, p.imag], axis=1),
-                        xp.concatenate([p.imag * s, -p.real * s], axis=1),
-                    )
-                )
+                # the sum over q = 0 and q = n / 2 is real
+                i = (p * s if 0 < this < n // 2 else xp.zeros_like(p)).astype(np.complex64)
+                products.append((xp.concatenate([p.real, p.imag], axis=1), xp.concatenate([i.imag, -i.real], axis=1)))
         self.order = to_like(np.concatenate(order), table.coefficients)
-        for start in tiles:
-            part = slice(start, start + self.tile_directions)
-            self.directions.append(
-                [(xp.ascontiguousarray(r[part].T), xp.ascontiguousarray(i[part].T)) for r, i in products]
-            )
-        self.norm_products = []
-        moments = table.moments
+        self.ends = np.array(ends)
+        both = [xp.concatenate(parts, axis=1) for parts in zip(*products, strict=True)]
+        tiles = [slice(start, start + self.tile_directions) for start in range(0, len(turned), self.tile_directions)]
+        self.directions = [tuple(xp.ascontiguousarray(p[tile].T) for p in both) for tile in tiles]
+        self._fold_norm()
+
+    def _fold_norm(self) -> None:
+        """Sort the norm's moments by order, real and imaginary parts of each beside each other."""
+        table = self.table
+        xp, moments, starts = xp_of(table.moments), table.moments, table.basis.rings.norm_starts
         n_pairs = moments.shape[1] // 2
-        for start, stop in itertools.pairwise(basis.rings.norm_starts):
-            real, imag = moments[:, start:stop], moments[:, n_pairs + start : n_pairs + stop]
-            parts = xp.concatenate([real, -imag], axis=1), xp.concatenate([imag, real], axis=1)
-            self.norm_products.append((slice(start, stop), *(xp.ascontiguousarray(p.T) for p in parts)))
+        groups = [(np.s_[a:b], np.s_[n_pairs + a : n_pairs + b]) for a, b in itertools.pairwise(starts)]
+        self.norm_order = to_like(np.concatenate([np.r_[pair] for pair in groups]), moments)
+        self.norm_ends = 2 * np.asarray(starts[1:], dtype=np.int64)
+        to_real = [xp.concatenate([moments[:, real], -moments[:, imag]], axis=1) for real, imag in groups]
+        to_imag = [xp.concatenate([moments[:, imag], moments[:, real]], axis=1) for real, imag in groups]
+        self.norm_products = tuple(xp.ascontiguousarray(xp.concatenate(p, axis=1).T) for p in (to_real, to_imag))
 
     def run(self, batch: Batch, step: Step, cap: int) -> Survivors:
         """The best `cap` (or somewhat more) candidates of each image.
@@ -259,16 +257,13 @@ class DensePass:
         """All tiles of directions for the rows of some images."""
         xp, n_q = xp_of(rows), self.n_psi // 2 + 1
         first = 0
-        spectra: tuple[Array, Array] | None = None
+        spectra = xp.zeros((2, n_q, len(rows), 0), np.float32)
         for products in self.directions:
-            n = products[0][0].shape[1]
-            if spectra is None or spectra[0].shape[2] != n:
-                spectra = xp.zeros((n_q, len(rows), n), np.float32), xp.zeros((n_q, len(rows), n), np.float32)
-            for j, (q, columns) in enumerate(self.columns):
-                if columns.stop > columns.start:
-                    xp.matmul(rows[:, columns], products[j][0], out=spectra[0][j])
-                    if 0 < q < self.n_psi // 2:
-                        xp.matmul(rows[:, columns], products[j][1], out=spectra[1][j])
+            n = products[0].shape[1]
+            if spectra.shape[3] != n:
+                spectra = xp.zeros((2, n_q, len(rows), n), np.float32)
+            for product, spectrum in zip(products, spectra, strict=True):
+                grouped_products(rows, self.ends, product, spectrum)
             direction_prior = self.direction_prior[first : first + n]
             part = xp.ascontiguousarray(norm[:, :, first : first + n])
             keep_best(survivors, *spectra, part, prior, direction_prior, first, self.n_psi, fit_scale, cap)
@@ -276,14 +271,11 @@ class DensePass:
 
     def _norm(self, moments: Array) -> Array:
         """Norm terms, float32 (n_images, n_psi / 2, n_directions)."""
-        xp, n_pairs = xp_of(moments), moments.shape[1] // 2
-        real, imag = [], []
-        for columns, to_real, to_imag in self.norm_products:
-            pairs = slice(n_pairs + columns.start, n_pairs + columns.stop)
-            weights = xp.concatenate([moments[:, columns], moments[:, pairs]], axis=1)
-            real.append(weights @ to_real)
-            imag.append(weights @ to_imag)
-        spectrum = xp.stack(real + imag)
+        xp = xp_of(moments)
+        weights = xp.take(moments, self.norm_order, axis=1)
+        spectrum = xp.empty((2, len(self.norm_ends), len(moments), self.norm_products[0].shape[1]), np.float32)
+        for product, part in zip(self.norm_products, spectrum, strict=True):
+            grouped_products(weights, self.norm_ends, product, part)
         turns = self.table.norm_turns[: self.n_psi // 2]
-        norm = (turns @ spectrum.reshape(len(spectrum), -1)).reshape(-1, *spectrum.shape[1:])
+        norm = (turns @ spectrum.reshape(turns.shape[1], -1)).reshape(len(turns), *spectrum.shape[2:])
         return xp.ascontiguousarray(norm.transpose(1, 0, 2))

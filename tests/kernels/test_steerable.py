@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from spa.kernels.backend import to_host
-from spa.kernels.steerable import shifted_rows, steered_scores
+from spa.kernels.steerable import grouped_products, shifted_rows, steered_scores
 from spa.kernels.survivors import Survivors, keep_best, new_survivors
 from tests.kernels import truth
 
@@ -64,6 +64,36 @@ def test_shifted_rows_refuses_wrong_arguments(device, name, change, error):
     placed[name] = change(placed[name])
     with pytest.raises(error, match=name):
         shifted_rows(**placed, box_size=BOX)
+
+
+def test_grouped_products(device):
+    rng = np.random.default_rng(0)
+    rows, matrix = (rng.standard_normal(shape).astype(np.float32) for shape in ((5, 9), (9, 4)))
+    ends, out = np.array([2, 2, 7, 9]), np.full((4, 5, 4), -1, np.float32)
+    got = device(out)
+    grouped_products(device(rows), ends, device(matrix), got)
+    want = out.astype(np.float64)
+    for j, (first, last) in enumerate(((0, 2), (2, 2), (2, 7), (7, 9))):
+        if last > first:
+            want[j] = rows[:, first:last].astype(np.float64) @ matrix[first:last]
+    np.testing.assert_allclose(to_host(got), want, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("name", "change", "error"),
+    [
+        ("rows", lambda a: a.astype(np.float64), TypeError),
+        ("matrix", lambda a: a[:-1].copy(), ValueError),
+        ("out", lambda a: a[:-1].copy(), ValueError),
+        ("ends", lambda a: a - 1, ValueError),
+    ],
+)
+def test_grouped_products_refuse_wrong_arguments(name, change, error):
+    shapes = {"rows": (5, 9), "matrix": (9, 4), "out": (2, 5, 4)}
+    arguments = {n: np.zeros(shape, np.float32) for n, shape in shapes.items()} | {"ends": np.array([4, 9])}
+    arguments[name] = change(arguments[name])
+    with pytest.raises(error, match=name):
+        grouped_products(**arguments)
 
 
 class Listed:
