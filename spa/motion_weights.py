@@ -101,7 +101,7 @@ def signal_filter(sums: RingSums, before: Filter, shape: tuple[int, int]) -> Fil
     S and N are estimated for each ring, amplitudes for bands of rings, as parabolas over time.
     """
     amplitudes = _amplitudes(sums, before.amplitudes)
-    signal, noise = _spectra(sums, before.amplitudes)
+    signal, noise = spectra(sums, before.amplitudes)
     squares = (amplitudes**2).sum(axis=0)
     weight = signal / (noise * (noise + signal * squares))
     curvature = np.arange(len(signal)) ** 2 * sums.counts * weight * signal * amplitudes**2 * (squares - amplitudes**2)
@@ -114,8 +114,8 @@ def signal_filter(sums: RingSums, before: Filter, shape: tuple[int, int]) -> Fil
     )
 
 
-def _spectra(sums: RingSums, amplitudes: Floats) -> tuple[Floats, Floats]:
-    """Power of signal and noise of each ring."""
+def spectra(sums: RingSums, amplitudes: Floats) -> tuple[Floats, Floats]:
+    """Power of signal and noise, (n_rings,) each, of frames with these amplitudes (n_frames, n_rings) of the signal."""
     squares = amplitudes**2
     pairs = squares.sum(axis=0) ** 2 - (squares**2).sum(axis=0)
     counts = np.maximum(sums.counts, 1)
@@ -127,7 +127,7 @@ def _spectra(sums: RingSums, amplitudes: Floats) -> tuple[Floats, Floats]:
 
 def _amplitudes(sums: RingSums, before: Floats) -> Floats:
     """Amplitudes (n_frames, n_rings): in each band 1 where the signal is strongest, 1 throughout without a signal."""
-    signal, noise = _spectra(sums, before)
+    signal, noise = spectra(sums, before)
     n_rings = before.shape[1]
     squares = before**2
     others = squares.sum(axis=0) - squares

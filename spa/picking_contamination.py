@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from spa.picking_image import local_mean
+from spa.picking_image import coverage, local_mean, median
 
 Image = NDArray[np.float32]
 Mask = NDArray[np.bool_]
@@ -31,7 +31,7 @@ _LEVELS = 128
 _NARROW, _FEWEST = 0.125, 8  # diameters and pixels: what is narrower is not told from equal pixels by chance
 _CHANCE = 0.01  # squares of equal pixels in the image by chance, at most
 _EQUAL = 0.1  # of the usual difference between neighbours: less is none
-_SAMPLED = 1 << 20  # pixels that a median is taken of, about
+_SAMPLED = 1 << 18  # pixels whose values and changes are looked at, about
 
 
 def constant_area(image: Image, size: float) -> Mask:
@@ -47,15 +47,20 @@ def constant_area(image: Image, size: float) -> Mask:
     change = change[change > 0]
     if not change.size:
         return np.ones(image.shape, dtype=bool)
-    equal = _EQUAL * float(np.median(change))
-    half = width // 2
-    rows, columns = (n // half * half for n in image.shape)
-    blocks = image[:rows, :columns].reshape(rows // half, half, columns // half, half)
-    if not (np.ptp(blocks, axis=(1, 3)) <= equal).any():  # a constant square of `width` would hold such a block
+    equal = _EQUAL * median(change)
+    lowest, highest = (_in_blocks(image, width // 2, extreme) for extreme in (np.minimum, np.maximum))
+    if not (highest - lowest <= equal).any():  # a constant square of `width` would hold such a block
         return border
     span = ndimage.maximum_filter(image, width, mode="nearest") - ndimage.minimum_filter(image, width, mode="nearest")
     origin = 0 if width % 2 else -1  # of the dilation by the same window, mirrored
     return border | ndimage.maximum_filter(span <= equal, width, mode="constant", origin=origin)
+
+
+def _in_blocks(image: Image, size: int, extreme: np.ufunc) -> Image:
+    """The lowest or highest values of square blocks; what is left over at the end is left out."""
+    rows, columns = (n // size for n in image.shape)
+    lines: Image = extreme.reduce(image[: rows * size].reshape(rows, size, -1), axis=1)
+    return np.asarray(extreme.reduce(lines[:, : columns * size].reshape(rows, columns, size), axis=2))
 
 
 def _repeated(image: Image) -> Mask:
@@ -136,7 +141,7 @@ def usable_area(
         return ~blank
     film = carbon(plain, blank, size)
     dirty = film | grains(plain, film | blank, size)
-    if not film.any():
+    if dirty.any() and not film.any():
         dirty |= carbon(plain, dirty | blank, size)
     return _away_from(dirty, reach * size) & ~blank
 
@@ -160,14 +165,14 @@ def grains(plain: Image, film: Mask, size: float) -> Mask:
     Dark is judged more mildly than bright, and on average over a quarter of the diameter, since particles are dark:
     those of high contrast reach 6 standard deviations, those that overlap, too.
     """
-    scales = ((_FINE, _BRIGHT, np.inf), (_COARSE, _BRIGHT, _DARK))
     everywhere = np.ones(plain.shape, dtype=bool)
+    fine, coarse = (local_mean(plain, everywhere, scale * size) for scale in (_FINE, _COARSE))
     out = film
     for _ in range(_ROUNDS):
         found = film.copy()
-        for scale, bright, dark in scales:
-            smooth = local_mean(plain, everywhere, scale * size)
-            details = smooth - local_mean(smooth, ~out, _WIDE * size)
+        covered = coverage(~out, _WIDE * size)
+        for smooth, bright, dark in ((fine, _BRIGHT, np.inf), (coarse, _BRIGHT, _DARK)):
+            details = smooth - local_mean(smooth, ~out, _WIDE * size, covered)
             deviation = _deviation(details[~out])
             found |= (details > bright * deviation) | (details < -dark * deviation)
         if (found == out).all() or found.all():
@@ -184,7 +189,7 @@ def carbon(plain: Image, dirty: Mask, size: float) -> Mask:
     none = np.zeros(plain.shape, dtype=bool)
     if dirty.mean() > _MOSTLY:
         return none
-    clean = ndimage.distance_transform_edt(~dirty) > _COARSE * size
+    clean = _away_from(dirty, _COARSE * size)
     fine = local_mean(plain, ~none, _FINE * size)
     step = local_mean(plain, ~dirty, _COARSE * size)
     values = step[clean]
@@ -206,7 +211,7 @@ def carbon(plain: Image, dirty: Mask, size: float) -> Mask:
 
 
 def _deviation(values: NDArray[np.float32]) -> float:
-    return 1.4826 * float(np.median(np.abs(values - np.median(values)))) or 1.0
+    return 1.4826 * median(np.abs(values - np.float32(median(values)))) or 1.0
 
 
 def _two_levels(values: NDArray[np.float32]) -> tuple[float, float, float]:

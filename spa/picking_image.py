@@ -17,7 +17,7 @@ from spa.kernels.backend import Array, fft_of, fft_workers, to_host, xp_of
 
 _EIGHTHS = np.array(sorted({2**a * 3**b * 5**c for a in range(11) for b in range(7) for c in range(5)}))
 _CLIP = 8.0  # robust standard deviations of single pixels, beyond which they are outliers
-_SAMPLED = 1 << 20  # pixels that a median is taken of
+_SAMPLED = 1 << 20  # pixels that a median is taken of, about
 _FLOOR = 0.1  # of the image's standard deviation: less contrast than that around a pixel is none
 _WHITENED = 1e-2  # of the largest amplitude: the spectrum is not raised beyond it
 _RINGS = 48
@@ -82,18 +82,26 @@ def shrink(image: Array, step: float) -> Array:
 def robust(image: Array) -> tuple[float, float]:
     """Median and standard deviation (from the median deviation) of an image; ValueError if it has no contrast."""
     every = max(1, int(np.sqrt(image.size / _SAMPLED)))
-    sample = to_host(image[::every, ::every]).astype(np.float64)
-    centre = float(np.median(sample))
-    deviation = 1.4826 * float(np.median(np.abs(sample - centre))) or float(sample.std())
+    sample = to_host(image[::every, ::every]).astype(np.float32)
+    centre = median(sample)
+    deviation = 1.4826 * median(np.abs(sample - np.float32(centre))) or float(sample.std(dtype=np.float64))
     if deviation <= 1e-6 * max(abs(centre), 1e-30):
         raise ValueError("the micrograph has no contrast")
     return centre, deviation
 
 
-def fast_shape(shape: Sequence[int], margin: int) -> tuple[int, int]:
+def median(values: NDArray[np.float32]) -> float:
+    """The middle one of values of any shape, the upper of two.
+
+    Notes: for one rank NumPy partitions with vector instructions, which for the several ranks of its own median it
+    does not: ten times faster.
+    """
+    return float(np.partition(values, values.size // 2, axis=None)[values.size // 2])
+
+
+def fast_shape(shape: Sequence[int], margin: int) -> tuple[int, ...]:
     """A size that is quick to transform and leaves a margin, so that what wraps around does not reach the image."""
-    rows, columns = (int(next_fast_len(n + margin, real=True)) for n in shape)
-    return rows, columns
+    return tuple(int(next_fast_len(n + margin, real=True)) for n in shape)
 
 
 def blurred(image: Array, sigma: float) -> Array:
@@ -106,11 +114,26 @@ def blurred(image: Array, sigma: float) -> Array:
     return fft.irfft2(ft, s=shape, **fft_workers(image))[: image.shape[0], : image.shape[1]]
 
 
-def local_mean(image: Array, usable: Array, sigma: float) -> Array:
-    """Gaussian average of the usable pixels around each pixel, float32 like the image."""
-    xp = xp_of(image)
-    weight = blurred(usable, sigma)
-    return blurred(xp.where(usable, image, 0), sigma) / xp.maximum(weight, 1e-3)
+def coverage(usable: Array, sigma: float) -> Array:
+    """How much of the Gaussian around each pixel lies on usable ones, at least 0.001, float32 (rows, columns)."""
+    xp = xp_of(usable)
+    if bool(usable.all()):  # then it is a product of two lines
+        rows, columns = (xp.asarray(_covered_line(n, sigma)) for n in usable.shape)
+        return xp.maximum(rows[:, None] * columns, 1e-3)
+    return xp.maximum(blurred(usable, sigma), 1e-3)
+
+
+def _covered_line(n: int, sigma: float) -> NDArray[np.float32]:
+    """How much of the Gaussian around each pixel of a line of `n` lies on it."""
+    size = fast_shape((n,), int(np.ceil(4 * sigma)))[0]
+    window = np.exp(-2 * (np.pi * sigma * np.fft.rfftfreq(size)) ** 2)
+    return np.asarray(np.fft.irfft(np.fft.rfft(np.ones(n), size) * window, size)[:n], dtype=np.float32)
+
+
+def local_mean(image: Array, usable: Array, sigma: float, covered: Array | None = None) -> Array:
+    """Gaussian average of the usable pixels around each pixel, float32 like the image; `covered` is `coverage`."""
+    covered = coverage(usable, sigma) if covered is None else covered
+    return blurred(xp_of(image).where(usable, image, 0), sigma) / covered
 
 
 def prepare(plain: Array, usable: Array, pixel_size: float, diameter: float, bright: bool = False) -> Prepared:
@@ -131,10 +154,11 @@ def prepare(plain: Array, usable: Array, pixel_size: float, diameter: float, bri
     if not bool(usable.any()):
         raise ValueError("carbon or contamination everywhere")
     sigma = diameter / pixel_size
-    values = (plain - local_mean(plain, usable, sigma)) * np.float32(1 if bright else -1)
+    covered = coverage(usable, sigma)
+    values = (plain - local_mean(plain, usable, sigma, covered)) * np.float32(1 if bright else -1)
     values = xp.where(usable, values, 0)
     overall = float(xp.sqrt((values**2).sum() / usable.sum()))
-    deviation = xp.sqrt(xp.maximum(local_mean(values**2, usable, sigma), 0))
+    deviation = xp.sqrt(xp.maximum(local_mean(values**2, usable, sigma, covered), 0))
     values = xp.where(usable, values / xp.maximum(deviation, _FLOOR * overall), 0).astype(np.float32)
     amplitude = _amplitude(values, float(usable.mean()))
     white = xp.where(usable, _whitened(values, amplitude), 0).astype(np.float32)

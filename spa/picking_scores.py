@@ -111,13 +111,22 @@ class Field:
 
     def _correlated(self, ft: Array, kernels: Array) -> Array:
         """Correlation of the image behind `ft` with kernels (n, box, box), whose centre is at box // 2."""
-        xp, half = self.xp, self.box // 2
-        padded = xp.zeros((len(kernels), *self._shape), dtype=np.float32)
-        padded[:, : self.box, : self.box] = kernels
-        padded = xp.roll(padded, (-half, -half), axis=(1, 2))
-        products = xp.conj(self.fft.rfft2(padded, **fft_workers(ft))) * ft
-        found = self.fft.irfft2(products, s=self._shape, **fft_workers(ft))
+        products = self._kernel_transforms(kernels)
+        self.xp.conj(products, out=products)
+        products *= ft
+        found = self.fft.irfft2(products, s=self._shape, overwrite_x=True, **fft_workers(ft))
         return found[:, : self._size[0], : self._size[1]]
+
+    def _kernel_transforms(self, kernels: Array) -> Array:
+        """Transforms of kernels (n, box, box) at the origin: the rows that hold nothing are not transformed."""
+        xp, half = self.xp, self.box // 2
+        rows, columns = self._shape
+        lines = xp.zeros((*kernels.shape[:2], columns), dtype=np.float32)
+        lines[:, :, :half], lines[:, :, columns - half :] = kernels[:, :, half:], kernels[:, :, :half]
+        lines = self.fft.rfft(lines, axis=2, **fft_workers(kernels))
+        planes = xp.zeros((len(kernels), rows, lines.shape[2]), dtype=np.complex64)
+        planes[:, :half], planes[:, rows - half :] = lines[:, half:], lines[:, :half]
+        return self.fft.fft(planes, axis=1, overwrite_x=True, **fft_workers(kernels))
 
 
 def unit(templates: Array) -> Array:

@@ -14,7 +14,7 @@ KERNELS, LOW, MIDDLE, JOBS, CLI = range(5)
 SHARED = {"spa", "spa.errors"}
 """Modules that anything but a kernel may import."""
 SERVICES = {"spa.comm", "spa.options"}
-KERNEL_PACKAGES = {"numpy", "scipy", "numba", "cupy", "cupyx", "threadpoolctl"}
+KERNEL_PACKAGES = {"numpy", "scipy", "numba", "llvmlite", "cupy", "cupyx", "threadpoolctl"}
 SCIENCE_PACKAGES = {"numpy", "scipy", "numba"}
 FILE_MODULES = {"os", "pathlib", "io", "shutil", "tempfile", "gzip", "zipfile", "pickle", "json", "csv", "subprocess"}
 FILE_CALLS = {"open", "load", "save", "savez", "savez_compressed", "loadtxt", "savetxt", "fromfile", "tofile", "memmap"}

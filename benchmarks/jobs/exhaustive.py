@@ -2,7 +2,7 @@
 
     python -m benchmarks.jobs.exhaustive FLAGS OF spa refine3d
 
-The job takes no constants of the search, so its name `Engine` is replaced, for this process, by one that has them.
+The job takes no constants of the search, so its `make_engine` is replaced, for this process, by one that has them.
 The dense level is as fine as --healpix_order, at most 7.5°; --auto_local_healpix_order stays what it is, and a local
 search looks at a wide neighbourhood.
 """
@@ -15,7 +15,6 @@ from functools import partial
 from unittest import mock
 
 from spa.cli.main import run
-from spa.em.engine import Engine
 from spa.em.settings import Search
 from spa.jobs import refine3d
 
@@ -43,7 +42,7 @@ def exhaustive_search() -> Search:
 
 def main() -> None:
     """Run the job."""
-    with mock.patch.object(refine3d, "Engine", partial(Engine, search=exhaustive_search())):
+    with mock.patch.object(refine3d, "make_engine", partial(refine3d.make_engine, search=exhaustive_search())):
         sys.exit(run(["refine3d", *sys.argv[1:]]))
 
 

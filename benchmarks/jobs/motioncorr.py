@@ -1,6 +1,9 @@
 """Motion correction of simulated movies against their truth, and time and memory of one large movie.
 
 python -m benchmarks.jobs.motioncorr [--size PIXELS] [--j J] [--save]
+
+Beside the error of whole-frame shifts stands the least that any unbiased estimate from the same frames can have, the
+Cramér-Rao bound. It falls with the size of the frames; that the motion is smooth, which it leaves out, allows for less.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from numpy.typing import NDArray
 
 from benchmarks import report
 from benchmarks.jobs.measure import SPA, measured
+from benchmarks.jobs.motion_bound import least_error
 from spa.ctf import coefficients
 from spa.fourier import shift
 from spa.io import mrc, star
@@ -29,6 +33,9 @@ CASES = ((0.5, 4.0), (1.0, 4.0), (3.0, 4.0), (3.0, 8.0))
 
 SEEDS = (1, 2, 3)
 N_FRAMES, PIXEL, DOSE, N_MOVIES = 24, 1.5, 40.0, 2
+BFACTOR = 150.0
+"""Of `spa motioncorr`, Å²: which frequencies are looked at."""
+
 PARTICLES = 54
 """In a movie of 1024 x 1024 pixels, which leaves them room."""
 LARGE = 4096
@@ -48,6 +55,7 @@ class Truth:
         n_frames = len(whole)
         self.corrections = whole[:, None] + np.swapaxes(shifts_of(local).reshape(-1, n_frames, 2), 0, 1)
         at = np.stack([local.floats("rlnCoordinateX"), local.floats("rlnCoordinateY")], axis=1)[::n_frames]
+        self.whole = self.corrections.mean(axis=1)
         size = [tables["general"].get_float(f"rlnImageSize{axis}") for axis in "XY"]
         self.places = at / size - 0.5
 
@@ -55,7 +63,7 @@ class Truth:
         """Of a result, in Å: whole-frame shifts against the mean over the particles; motion left at the particles."""
         tables = star.read(path)
         found = np.repeat(shifts_of(tables["global_shift"])[:, None], len(self.places), axis=1)
-        whole = found[:, 0] - self.corrections.mean(axis=1)
+        whole = found[:, 0] - self.whole
         if "local_motion_model" in tables:
             model = LocalModel(tables["local_motion_model"].floats("rlnMotionModelCoeff").reshape(2, 18))
             found = found + model.at(np.arange(len(found), dtype=np.float64), self.places)
@@ -100,6 +108,7 @@ def accuracy(folder: Path, size: int, threads: str) -> list[list[str]]:
             "drift, doming (Å), seed",
             "whole-frame error",
             "worst",
+            "bound",
             "left",
             "by patches",
             "ratio",
@@ -110,16 +119,15 @@ def accuracy(folder: Path, size: int, threads: str) -> list[list[str]]:
     for drift, doming in CASES:
         for seed in SEEDS:
             values = np.array(corrected(folder / f"{drift}_{doming}_{seed}", drift, doming, seed, size, threads))
-            whole, left, local, plain, weighted = values.mean(axis=0)
-            numbers = [whole, values[:, 0].max(), left, local, local / left, plain, weighted]
+            whole, left, local, plain, weighted, bound = values.mean(axis=0)
+            numbers = [whole, values[:, 0].max(), bound, left, local, local / left, plain, weighted]
             rows.append([f"{drift:g}, {doming:g}, {seed}", *(f"{number:.3f}" for number in numbers)])
     return rows
 
 
-def corrected(
-    made: Path, drift: float, doming: float, seed: int, size: int, threads: str
-) -> list[tuple[float, float, float, float, float]]:
-    """Of each movie simulated: whole-frame error, motion left by whole frames and by patches, correlations of sums."""
+def corrected(made: Path, drift: float, doming: float, seed: int, size: int, threads: str) -> list[tuple[float, ...]]:
+    """Of each movie simulated: whole-frame error, motion left by whole frames and by patches, correlations of sums,
+    and the least error of whole frames."""
     simulate = ["--kind", "movies", "--nr_micrographs", str(N_MOVIES), "--micrograph_size", str(size)]
     simulate += ["--nr_particles", str(round(N_MOVIES * PARTICLES * (size / 1024) ** 2)), "--seed", str(seed)]
     simulate += ["--angpix", str(PIXEL), "--dose", str(DOSE), "--nr_frames", str(N_FRAMES)]
@@ -137,7 +145,8 @@ def corrected(
         whole, local = (truth.errors(Path(run.text("rlnMicrographMetadata")[row])) for run in runs)
         images = [Path(runs[1].text(column)[row]) for column in ("rlnMicrographNameNoDW", "rlnMicrographName")]
         plain, weighted = (template_correlation(made, stem, image) for image in images)
-        results.append((*whole, local[1], plain, weighted))
+        bound = PIXEL * least_error(Path(name), made / "gain.mrc", truth.whole, BFACTOR / PIXEL**2)
+        results.append((*whole, local[1], plain, weighted, bound))
     return results
 
 

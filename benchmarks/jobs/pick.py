@@ -3,7 +3,8 @@
 python -m benchmarks.jobs.pick [--real FOLDER] [--models FOLDER] [--n 4] [--save]
 
 Real: the eight micrographs of apoferritin in the test data (SPA_DATA, else ../shared/data beside the checkout), with
-one setting for all, beside relion_autopick where it is installed. Simulated: 3C91, 6VSB and the built-in phantom at 1
+one setting for all, beside relion_autopick where it is installed, in turn, also for the time that one micrograph more
+takes, which is without start-up. Simulated: 3C91, 6VSB and the built-in phantom at 1
 to 2.5 micrometres, 2048 x 2048 pixels of 1.5 A, with the true map as the reference; one of 4096 x 4096 for time and
 memory. A pick is right within 40 A.
 """
@@ -15,6 +16,7 @@ import os
 import shlex
 import shutil
 import tempfile
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,12 +39,25 @@ HEAD = ["picks by", "precision", "recall", "F1", "best F1", "offset (A)", "s a m
 SHARES = (1.0, 0.9, 0.75, 0.5, 0.25)
 """Of the picks, the best, whose precision is listed."""
 
+ROUNDS = 3
+"""Times that both programs are timed in turn."""
+
 
 def pick(source: Path, out: Path, truth: str, *flags: str) -> tuple[StarFile, Cost]:
     """The evaluation that the job writes, and what it took on one thread."""
-    command = [*SPA, "pick", "--i", str(source), "--odir", str(out), "--j", "1", "--random_seed", "1", "--quiet"]
-    cost = measured([*command, "--evaluate", truth, *flags])
+    cost = measured([*ours(source, out), "--evaluate", truth, *flags])
     return star.read(out / "autopick_evaluation.star"), cost
+
+
+def ours(source: Path, out: Path) -> list[str]:
+    """`spa pick` on one thread, without its way of picking."""
+    return [*SPA, "pick", "--i", str(source), "--odir", str(out), "--j", "1", "--random_seed", "1", "--quiet"]
+
+
+def theirs(source: Path, out: Path, *flags: str) -> list[str]:
+    """relion_autopick, which says much."""
+    command = ["relion_autopick", "--i", str(source), "--odir", f"{out}/", "--pickname", "autopick", *flags]
+    return ["sh", "-c", f"{shlex.join(command)} >/dev/null 2>&1"]
 
 
 def row(name: str, found: StarFile, cost: Cost, n: int) -> list[str]:
@@ -69,13 +84,46 @@ def real(folder: Path, work: Path) -> str:
         ("spa, map, to the edge", (*reference, "--skip_side", TO_THE_EDGE)),
     ):
         rows.append(row(name, *pick(source, work / name.replace(" ", "_"), truth, *flags), n))
+    further = ""
     if shutil.which("relion_autopick"):
+        templates_of_relion = relion_templates(folder, work)
         rows.append(relion("RELION 3.1.3, LoG", folder, work, source, *log))
-        rows.append(relion("RELION 3.1.3, map", folder, work, source, *relion_templates(folder, work)))
+        rows.append(relion("RELION 3.1.3, map", folder, work, source, *templates_of_relion))
+        further = "\n\n" + start_up_apart(work, source, {"LoG": (log, log), "map": (reference, templates_of_relion)})
     notes = "one thread, with start-up, CTF given; pictures included for spa\n"
     notes += "the hand picks reach to the edge; spa leaves 0.4 of the particle's diameter, RELION half of it\n"
     notes += "RELION, map: a projection as bright as a class average, best of several thresholds"
-    return f"{report.aligned(rows)}\n\n{notes}"
+    return f"{report.aligned(rows)}\n\n{notes}{further}"
+
+
+def start_up_apart(work: Path, source: Path, ways: Mapping[str, tuple[Sequence[str], Sequence[str]]]) -> str:
+    """Seconds that each micrograph but the first takes: of all, less those of the first alone.
+
+    ways : flags of both programs. They run in turn, so that what else the machine does falls on both.
+    """
+    found = star.read(source)
+    n = len(found["micrographs"])
+    found.put(found["micrographs"].rows(np.zeros(1, dtype=np.int64)))
+    alone = source.with_name("first.star")
+    star.write(alone, found)
+    rows = [["CPU seconds of one micrograph more", "median", "least", "most"]]
+    for name, (own, other) in ways.items():
+        seconds: dict[str, list[float]] = {"spa": [], "RELION 3.1.3": []}
+        for _ in range(ROUNDS):
+            for program, values in seconds.items():
+                spent = []
+                for given in (source, alone):
+                    out = work / "timed"
+                    shutil.rmtree(out, ignore_errors=True)
+                    out.mkdir()
+                    command = [*ours(given, out), *own] if program == "spa" else theirs(given, out, *other)
+                    spent.append(measured(command, cwd=work).cpu_seconds)
+                values.append((spent[0] - spent[1]) / (n - 1))
+        for program, values in seconds.items():
+            rows.append([f"{program}, {name}", *(f"{v:.2f}" for v in (np.median(values), min(values), max(values)))])
+    return f"start-up apart: {n} micrographs less the first alone, {ROUNDS} rounds, the programs in turn\n" + (
+        report.aligned(rows)
+    )
 
 
 def with_ctf(folder: Path, work: Path) -> Path:
@@ -112,8 +160,7 @@ def relion(name: str, folder: Path, work: Path, source: Path, *flags: str) -> li
     """The picks of relion_autopick."""
     out = work / name.replace(" ", "_")
     out.mkdir()
-    command = ["relion_autopick", "--i", str(source), "--odir", f"{out}/", "--pickname", "autopick", *flags]
-    cost = measured(["sh", "-c", f"{shlex.join(command)} >/dev/null 2>&1"], cwd=work)
+    cost = measured(theirs(source, out, *flags), cwd=work)
     parts = []
     for path in sorted((folder / "picks").glob("*.star")):
         true = read_coordinates(path)[0].table

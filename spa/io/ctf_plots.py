@@ -94,7 +94,8 @@ def overview(table: Overview) -> Figure:
             axes.axhline(ceiling, color=_GREY, linewidth=0.6, linestyle=":")
     panels[-1][0].set_xlabel("micrograph")
     panels[-1][1].set_xlabel("micrographs")
-    panels[0][0].legend(frameon=False, fontsize=8, loc="upper right", ncols=2)
+    above = {"loc": "lower right", "bbox_to_anchor": (1, 0.98)}  # where no point can be
+    panels[0][0].legend(frameon=False, fontsize=8, ncols=2, **above)
     flagged = int((~table.trusted).sum())
     good = table.defocus[table.trusted]
     spread = f"; trusted: {good.min() / 1e4:.2f} to {good.max() / 1e4:.2f} µm" if len(good) else ""

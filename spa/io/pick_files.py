@@ -9,11 +9,11 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from spa.io import pick_plots, plots, star
+from spa.io import pick_micrograph, pick_plots, plots, star
 from spa.io.coordinates import FOM
 from spa.io.extraction_tables import COORDINATES
 from spa.io.name_matching import of_micrographs
-from spa.io.pick_plots import Shown
+from spa.io.pick_micrograph import Shown
 from spa.io.pick_tables import coordinates, write_list
 from spa.io.star import Block, StarFile
 
@@ -49,7 +49,7 @@ def write_micrograph(
     label, psi, extra : of each pick the number of its reference, its in-plane angle in degrees, and further columns.
     """
     star.write(path, StarFile([coordinates(shown.centres, shown.score, label, psi, extra)]))
-    plots.save(path.with_suffix(".png"), pick_plots.micrograph(shown, name))
+    pick_micrograph.write(path.with_suffix(".png"), shown, name)
 
 
 def write_set(path: Path, table: Block, micrographs: str, unit: str) -> Written:

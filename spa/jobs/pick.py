@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from spa import picking
 from spa import picking_templates as templates
 from spa.errors import InputError
-from spa.io import mrc, pick_evaluation, pick_files, pick_plots, pick_references, pick_tables
+from spa.io import mrc, pick_evaluation, pick_files, pick_micrograph, pick_plots, pick_references, pick_tables
 from spa.io.coordinates import Picks
 from spa.io.extraction_tables import COORDINATES
 from spa.io.files import project_path
@@ -368,7 +368,7 @@ def _write(
     path = Path(options.o) / f"{item.stem}_{options.pickname}.star"
     extra = {"spaPickDiameter": peaks.size} if options.LoG else {}
     what = (peaks.centres * step, peaks.score, found.threshold, diameter, item.pixel_size, _unit(options))
-    shown = pick_plots.Shown(plain, usable, step, *what)
+    shown = pick_micrograph.Shown(plain, usable, step, *what)
     pick_files.write_micrograph(path, item.path.name, shown, peaks.label, psi, extra)
     row: Row = {
         COORDINATES: project_path(path),

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from spa.cli.main import run
-from spa.io import mrc, pick_plots, plots, star
+from spa.io import mrc, pick_micrograph, star
 from spa.io.coordinates import FOM
 from spa.io.micrographs import read_items
 from spa.io.star import Block, StarFile
@@ -120,11 +120,30 @@ def test_nothing_is_picked_on_contamination(project, arguments, height):
 def test_a_large_micrograph_of_any_size_is_drawn(n, tmp_path):
     rng = np.random.default_rng(1)
     image = rng.standard_normal((1303, 729), dtype=np.float32)
-    shown = pick_plots.Shown(
+    shown = pick_micrograph.Shown(
         image, image < 4, 5.625, rng.uniform(0, 4000, (n, 2)), rng.uniform(4, 9, n), 4.0, 150.0, 1.5
     )
-    path = plots.save(tmp_path / "picks.png", pick_plots.micrograph(shown, "large.mrc"))
-    assert path.read_bytes().startswith(b"\x89PNG")
+    pick_micrograph.write(tmp_path / "picks.png", shown, "large_$x^{2}$.mrc")
+    assert (tmp_path / "picks.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_circles_are_drawn_around_the_particles_and_masked_parts_are_blue():
+    rows, columns = np.ogrid[:120, :160]
+    image = -np.exp(-((rows - 30.0) ** 2 + (columns - 100.0) ** 2) / 50).astype(np.float32)
+    image += np.random.default_rng(1).standard_normal(image.shape, dtype=np.float32) * np.float32(0.05)
+    usable = np.broadcast_to(columns > 20, image.shape)
+    shown = pick_micrograph.Shown(image, usable, 4.0, np.array([[400.0, 120.0]]), np.array([7.0]), 5.0, 80.0, 1.0)
+    pixels = pick_micrograph.draw(shown, "m.mrc").astype(int)
+    assert pixels.shape[1] > pixels.shape[0] > 480
+    colour = np.ptp(pixels[:, :, :3], axis=2) > 40
+    colour[:, 660:] = False  # the bar
+    circle, blue = colour & (pixels[:, :, 0] > pixels[:, :, 2] + 20), colour & (pixels[:, :, 2] > pixels[:, :, 0])
+    y, x = np.nonzero(circle)
+    assert np.ptp(x) == pytest.approx(80, abs=4)
+    assert np.ptp(y) == pytest.approx(80, abs=4)
+    middle = pixels[round(y.mean()) - 6 : round(y.mean()) + 7, round(x.mean()) - 6 : round(x.mean()) + 7, 0]
+    assert middle.mean() < np.median(pixels[200:480, 300:600, 0]) - 60
+    assert np.ptp(np.nonzero(blue)[1]) == pytest.approx(84, abs=2)
 
 
 def test_consensus_joins_lists_of_picks(project):

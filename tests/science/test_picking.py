@@ -76,6 +76,22 @@ def test_a_flat_image_is_refused():
         picking_image.shrink(np.full((64, 64), 5.0, np.float32), 2.0)
 
 
+def test_the_median_is_the_middle_value():
+    values = np.random.default_rng(7).permutation(101).astype(np.float32)
+    assert picking_image.median(values) == 50
+    assert picking_image.median(values[:, None]) == 50
+
+
+@pytest.mark.parametrize("sigma", [0.7, 5.0, 40.0])
+def test_the_coverage_of_a_whole_image_is_that_of_the_mask_and_means_of_a_constant_are_it(sigma):
+    whole, part = np.ones((70, 95), dtype=bool), np.ones((70, 95), dtype=bool)
+    part[30:40, 20:60] = False
+    assert np.allclose(picking_image.coverage(whole, sigma), picking_image.blurred(whole, sigma), atol=1e-5)
+    for usable in (whole, part):
+        mean = picking_image.local_mean(np.where(usable, np.float32(3), np.float32(9)), usable, sigma)
+        assert np.allclose(mean[usable], 3, rtol=2e-3)
+
+
 def test_the_prepared_image_is_even_and_white_whatever_lies_below():
     shape = (240, 260)
     slope = np.linspace(0, 12, shape[1], dtype=np.float32)
