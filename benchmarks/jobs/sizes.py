@@ -54,7 +54,7 @@ COLUMNS = {
     "FSC 0.5 Å": lambda row: f"{row.quality.map_resolution:.2f}",
     "own Å": lambda row: f"{row.quality.own_resolution:.2f}",
     "angle ratio": lambda row: f"{row.angle_ratio:.2f}" if row.exhaustive else "",
-    "shells behind": lambda row: f"{row.shells_behind}" if row.exhaustive else "",
+    "shells behind": lambda row: f"{row.shells_behind:.1f}" if row.exhaustive else "",
     "exh. CPU s": lambda row: f"{row.exhaustive_cost.cpu_seconds:.0f}" if row.exhaustive_cost else "",
     "commit": lambda row: row.commit.removeprefix("commit ").replace(" with changes", "+"),
 }
@@ -95,11 +95,11 @@ class Row:
         return self.quality.median_angle / self.exhaustive.median_angle if self.exhaustive else math.nan
 
     @property
-    def shells_behind(self) -> int:
+    def shells_behind(self) -> float:
         """Shells by which the exhaustive search's map is better at FSC = 0.5 to the truth."""
         extent = self.case.box * self.pixel_size
         best = self.exhaustive or self.quality
-        return round(extent / best.map_resolution) - round(extent / self.quality.map_resolution)
+        return extent / best.map_resolution - extent / self.quality.map_resolution
 
     @classmethod
     def from_dict(cls, values: dict) -> Row:

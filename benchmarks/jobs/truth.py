@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from spa import euler
-from spa.fsc import fsc, shell_to_resolution
+from spa.fsc import fsc
 from spa.io import mrc
 from spa.io.particle_io import read_particles
 from spa.mask import soft_sphere
@@ -18,7 +18,7 @@ from spa.symmetry import operators
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of poses (degrees, Å) and of the map (FSC per shell, and the resolution at which it falls to 0.5)."""
+    """Errors of poses (degrees, Å) and of the map (FSC per shell, and the resolution, between shells, at which it falls to 0.5)."""
 
     median_angle: float
     within_10_degrees: float
@@ -51,12 +51,21 @@ def compare(
     box = len(wanted)
     sphere = soft_sphere(box, min(diameter / pixel_size / 2, box // 2 - 6), 5)
     curve = fsc(refined * sphere, wanted * sphere)
-    below = np.nonzero(curve[1:] < 0.5)[0]
-    shell = int(below[0]) if len(below) else box // 2 - 1
     return Errors(
         float(np.median(angle)),
         float((angle < 10).mean()),
         float(np.median(shift)),
         curve,
-        shell_to_resolution(max(shell, 1), box, pixel_size),
+        box * pixel_size / crossing(curve, 0.5),
     )
+
+
+def crossing(curve: NDArray[np.float64], threshold: float) -> float:
+    """The shell at which a curve first falls to a threshold, between shells by linear interpolation, at least 1."""
+    below = np.nonzero(curve[1:] < threshold)[0]
+    if not len(below):
+        return float(len(curve) - 1)
+    last = int(below[0])
+    if last == 0:
+        return 1.0
+    return float(last + (curve[last] - threshold) / (curve[last] - curve[last + 1]))

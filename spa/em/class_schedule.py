@@ -7,11 +7,12 @@ from dataclasses import replace
 
 import numpy as np
 
+from spa import healpix
 from spa.em.expectation import Parts, Step
 from spa.em.sampling import Level, make_flat_level, make_own_poses
-from spa.em.schedule import RESOLUTION_MARGIN, Schedule
+from spa.em.schedule import FINEST_ORDER, RESOLUTION_MARGIN, Schedule
 from spa.em.settings import RefinementOptions, Search, SearchOptions
-from spa.em.state import FloatArray, State
+from spa.em.state import Poses, State
 from spa.euler import random_rotations
 
 FLAT_SUBSET, MAP_SUBSET = (15, 60), (100, 400)
@@ -25,8 +26,19 @@ SCORE_MARGIN = 3
 SHELLS_PER_ITERATION = 1
 """Shells by which an iteration may look further than the one before: classes form where few shells have much signal;
 with all shells at once an image holds on to the class that has its noise."""
+GLOBAL_ORDER = 4
+"""Finest HEALPix order of searches everywhere while there is one map."""
+CONSENSUS_SHELLS = 4
+"""Shells by which an iteration with one map may look further than the one before."""
+CONSENSUS = 0.32
+"""Share of the iterations that align particles to one map before they are parted into classes."""
+SEARCHING = 0.16
+"""Share of the iterations, the last ones, that search poses in all classes."""
 REFILLING = 0.8
 """Share of the iterations during which empty classes are filled from large ones; the rest lets all settle."""
+HONEST = 0.8
+"""Share of the iterations in which 2D classes come to a prior of their signal alone. At first it holds their noise,
+too: classes that are still blurred, of few particles, would not become sharp without."""
 FIRST_FREQUENCY = 0.07
 """Digital frequency (cycles per pixel) to which 2D classification first aligns: that of RELION's first references."""
 
@@ -50,13 +62,18 @@ class ClassSchedule(Schedule):
 
     def advance(self, state: State, median_change: float) -> None:
         """Follow the best class's resolution; the number of iterations is given."""
-        limit = self.largest_kmax
-        if self.highest_resolution > 0:
-            limit = self.shell_of(self.highest_resolution)
-        further = state.score_kmax + SHELLS_PER_ITERATION
-        state.score_kmax = min(limit, further, max(self.first_shell(), state.resolution_shell + SCORE_MARGIN))
+        state.score_kmax = min(self._next_score_kmax(state), self._reached(state))
         state.kmax = min(self.largest_kmax, max(self.first_kmax(), state.resolution_shell + RESOLUTION_MARGIN))
         self.progress.finished = state.iteration >= self.n_iterations
+
+    def _reached(self, state: State) -> int:
+        """The shell up to which the references are good enough to compare images with."""
+        limit = self.shell_of(self.highest_resolution) if self.highest_resolution > 0 else self.largest_kmax
+        return min(limit, max(self.first_shell(), state.resolution_shell + SCORE_MARGIN))
+
+    def _next_score_kmax(self, state: State) -> int:
+        """The shell up to which the next iteration may look."""
+        return state.score_kmax + SHELLS_PER_ITERATION
 
     def _subset(self, state: State) -> tuple[np.ndarray[tuple[int], np.dtype[np.int64]] | None, float]:
         """The particles of the next iteration (None: all) and the share of the earlier sums that stays.
@@ -149,6 +166,7 @@ class FlatSchedule(ClassSchedule):
             n_classes=state.n_classes,
             subset=subset,
             momentum=momentum,
+            noise_share=min(1.0, (state.iteration + 1) / (HONEST * self.n_iterations)),
         )
 
     def _refilled(self, state: State) -> Parts | None:
@@ -176,9 +194,22 @@ class MapSchedule(ClassSchedule):
 
     Parameters
     ----------
+    n_classes : how many there shall be; where one reference is given, the first iterations have it alone.
     sigma_ang : degrees; above zero, searches are around the last poses.
-    own_poses : (n, 3, 3) the poses of all particles where these alone are compared, else None.
-    seeds : int32 (n,), the class to which each particle counts in the first iteration, where all references are one.
+    skip_align : particles are only compared at the poses they have.
+    seeds : int32 (n,), the class to which each particle counts in the iteration that parts them; None where several
+        references are given.
+
+    Attributes
+    ----------
+    poses : those of the particles, as the engine keeps them.
+
+    Notes
+    -----
+    From one reference: the particles are aligned to one map first (`CONSENSUS` of the iterations, none where they
+    have poses); then each is added to the sums of a class drawn by lot; the classes form at these poses, where an
+    iteration is cheap and a class cannot win a particle by a better pose; in the last iterations (`SEARCHING`) poses
+    are searched in all classes again.
     """
 
     def __init__(
@@ -189,8 +220,9 @@ class MapSchedule(ClassSchedule):
         pixel_size: float,
         n_iterations: int,
         highest_resolution: float,
+        n_classes: int,
         sigma_ang: float = -1.0,
-        own_poses: FloatArray | None = None,
+        skip_align: bool = False,
         seeds: np.ndarray[tuple[int], np.dtype[np.int32]] | None = None,
         n_particles: int = 0,
         gradient: bool = False,
@@ -199,32 +231,77 @@ class MapSchedule(ClassSchedule):
         super().__init__(options, search, box, pixel_size, options.sym, options.ini_high, order)
         self.n_iterations, self.highest_resolution = n_iterations, highest_resolution
         self.n_particles, self.gradient, self.subset_per_class = n_particles, gradient, MAP_SUBSET
-        self.coarse_order, self.sigma_ang, self.own_poses, self.seeds = (
+        self.coarse_order, self.sigma_ang, self.skip_align, self.seeds = (
             options.healpix_order,
             sigma_ang,
-            own_poses,
+            skip_align,
             seeds,
         )
+        self.n_classes = n_classes
+        self.poses: Poses | None = None
+        self.staged = seeds is not None and not gradient
+        self.n_consensus = round(CONSENSUS * n_iterations) if self.staged and not self.local else 0
+        self.n_searching = n_iterations
+        if skip_align:
+            self.n_searching = 0
+        elif self.staged:
+            self.n_searching = max(1, round(SEARCHING * n_iterations))
 
     @property
     def local(self) -> bool:
         """Whether searches are around the last poses only."""
-        return self.sigma_ang > 0 or self.own_poses is not None
+        return self.sigma_ang > 0 or self.skip_align
 
     def step(self, state: State, fit_scale: bool) -> Step:
         """The plan of the next iteration."""
         perturbation = random_rotations(1, self._generator(state))[0]
-        if self.own_poses is not None:
-            levels = [make_own_poses(self.own_poses, state.score_kmax)]
-        elif self.local:
+        at_own = self.n_consensus <= state.iteration < self.n_iterations - self.n_searching
+        near = self.local or (self.staged and self._near(state))
+        if at_own:
+            if self.poses is None:
+                raise ValueError("expected the poses of the particles")
+            levels = [make_own_poses(self.poses.rotations, state.score_kmax)]
+        elif near:
             levels = self._local_levels(state, state.score_kmax, perturbation)
         else:
             base = min(self.search.dense_order, self.coarse_order)
             levels = self._levels(state.score_kmax, perturbation, base, self.progress.order)
         parts = None
-        if self.seeds is not None and state.iteration == 0:
-            parts = Parts(np.arange(state.n_classes, dtype=np.int32)[None], self.seeds)
+        if self.seeds is not None and state.iteration == self.n_consensus:
+            parts = Parts(np.arange(self.n_classes, dtype=np.int32)[None], self.seeds)
         subset, momentum = self._subset(state)
         kmax = self.largest_kmax if self.gradient else state.kmax
-        planned = self._planned(state, levels, fit_scale, kmax, self.own_poses is not None, parts)
-        return replace(planned, subset=subset, momentum=momentum)
+        planned = self._planned(state, levels, fit_scale, kmax, at_own, parts)
+        n_classes = state.n_classes if parts is None else self.n_classes
+        settling = state.iteration >= self.n_iterations - round(SEARCHING * self.n_iterations)
+        return replace(
+            planned,
+            local=near or at_own,
+            n_classes=n_classes,
+            subset=subset,
+            momentum=momentum,
+            bootstrap=not settling,
+        )
+
+    def advance(self, state: State, median_change: float) -> None:
+        """As for every classification; while there is one map its sampling grows as fine as its accuracy asks for."""
+        super().advance(state, median_change)
+        p = self.progress
+        if state.iteration < self.n_consensus:
+            p.best_shell = state.score_kmax
+            if p.order < FINEST_ORDER - 1 and healpix.angular_step(p.order) > state.accuracy_rotations:
+                p.order += 1
+
+    def _next_score_kmax(self, state: State) -> int:
+        """A few shells further while there is one map; then from what the particles can tell apart to where it came."""
+        if not self.staged:
+            return super()._next_score_kmax(state)
+        if state.iteration < self.n_consensus:
+            return state.score_kmax + CONSENSUS_SHELLS
+        return self.progress.best_shell or self._reached(state)
+
+    def _near(self, state: State) -> bool:
+        """Whether the next search is around the last poses: where the sampling is fine, but for one last look."""
+        if state.iteration == self.n_iterations - self.n_searching:
+            return False
+        return self.progress.order > GLOBAL_ORDER and state.iteration > 0

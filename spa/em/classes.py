@@ -44,6 +44,7 @@ def reconstruct_classes(
     tau2_fudge: float,
     mask: FloatArray,
     sphere: FloatArray,
+    noise_share: float = 1.0,
 ) -> Maps:
     """New maps of all classes from the sums of all particles.
 
@@ -51,6 +52,7 @@ def reconstruct_classes(
     ----------
     mask : what the references will be multiplied by; power outside it is noise.
     sphere : float32 (box,) * ndim, soft sphere or disc of the particle.
+    noise_share : share of its noise that the prior of a 2D average does not take for signal.
 
     Notes
     -----
@@ -67,18 +69,18 @@ def reconstruct_classes(
 
     share = float((mask.astype(np.float64) ** 2).mean())
 
-    def t_tau2(of: Sums, c: int, weight: FloatArray) -> FloatArray:
+    def t_tau2(of: Sums, c: int, weight: FloatArray, noise_share: float = 1.0) -> FloatArray:
         plain = solve_class(of, c, box, padding, kmax, None, sphere) * mask
         power = shell_average(np.abs(forward(plain, sphere.ndim)) ** 2, sphere.ndim)[:shells] / 2
         power[kmax + 1 :] = 0
-        return tau2_fudge * signal_power(power, weight, share)
+        return tau2_fudge * signal_power(power, weight, share * noise_share)
 
     if sphere.ndim == 3:
         # maps of one specimen have one power; with its own, a class that falls behind would fade and lose all
         whole = replace(sums, data=sums.data.sum(0)[None], weight=sums.weight.sum(0)[None])
         prior = np.tile(t_tau2(whole, 0, weights.sum(0)), (n_classes, 1))
     else:
-        prior = np.stack([t_tau2(sums, c, weights[c]) for c in range(n_classes)])
+        prior = np.stack([t_tau2(sums, c, weights[c], noise_share) for c in range(n_classes)])
     inverse = np.divide(1, prior, out=np.full_like(prior, np.inf), where=prior > 0)
     inverse[:, 0] = np.where(weights[:, 0] > 0, 0, np.inf)
     maps = [solve_class(sums, c, box, padding, kmax, inverse[c], sphere) for c in range(n_classes)]

@@ -10,8 +10,9 @@ import numpy as np
 from spa import healpix
 from spa.em import output
 from spa.em.accuracy import estimate_accuracy
-from spa.em.classes import UnalignedSums, centred, random_classes, reconstruct_classes, turned
+from spa.em.classes import centred, random_classes, reconstruct_classes, turned
 from spa.em.expectation import Reference, Step
+from spa.em.folds import Folds, Grid, make_folds
 from spa.em.images import InitialNoise, Preparer, unlike_the_others
 from spa.em.inputs import Inputs
 from spa.em.maximisation import Estimates, Maps, draw_uniform, noise_spectra, reconstruct_halves
@@ -19,7 +20,7 @@ from spa.em.report import Iteration, iteration_line
 from spa.em.schedule import MAX_ITERATIONS, Schedule, particle_radius
 from spa.em.settings import SearchOptions
 from spa.em.state import FloatArray, State, Sums
-from spa.em.sweep import Indices, Sweep
+from spa.em.sweep import Indices, Sweep, unaligned_averages
 from spa.em.updates import measured_scale, take_over, update_group_scale
 from spa.errors import InputError
 from spa.euler import angular_distance
@@ -55,6 +56,7 @@ class Engine:
     n_halves : 2 for gold-standard refinement, 1 for classification.
     job : where output and messages go.
     center_classes : whether 2D references are centred after each iteration, and their images with them.
+    folds : parts of the particles that are compared with classes of their own, or None.
     fit_scale : whether the first iteration fits the grey scale of the references; None: where it is far from the
         images'.
     """
@@ -68,15 +70,14 @@ class Engine:
         job: Job,
         fit_scale: bool | None = None,
         center_classes: bool = False,
+        folds: Folds | None = None,
     ) -> None:
-        self.options = options
-        self.inputs = inputs
+        self.options, self.inputs = options, inputs
         self.n_halves = n_halves
-        self.job = job
-        self.rootname = job.rootname
+        self.job, self.rootname = job, job.rootname
         self.box, self.pixel_size = inputs.box_size, inputs.pixel_size
         self.device = job.devices[0] if job.devices else None
-        self.schedule = schedule
+        self.schedule, self.folds = schedule, folds or make_folds(0, inputs.n_particles, 1)
         self.ndim = inputs.references.ndim - 1
         self.radius = particle_radius(options, self.box, self.pixel_size)
         edge = min(5.0, self.box / 2 - self.radius)
@@ -109,6 +110,7 @@ class Engine:
         """The state that an optimiser file names; the poses and the schedule take up from there, too."""
         state, self.poses, self.group_scale = output.read_state(path, self.inputs, self.schedule)
         self.running = output.read_running(path)
+        output.read_folds(path, self.folds)
         self.job.say(f"continuing after iteration {state.iteration}")
         return state
 
@@ -180,8 +182,7 @@ class Engine:
                 bar.update(len(indices))
                 self.job.check_abort()
         bar.close()
-        damaged = unlike_the_others(power, self.options.i)
-        if damaged:
+        if damaged := unlike_the_others(power, self.options.i):
             self.job.warn(damaged)
         shells, n_classes = self.box // 2 + 1, len(self.inputs.references)
         sigma2 = np.stack([n.spectra() for n in noise])
@@ -202,20 +203,17 @@ class Engine:
 
     def _unaligned(self, sigma2: FloatArray, n_classes: int) -> FloatArray:
         """Averages of random parts of the images as they come."""
-        kmax = self.schedule.first_kmax()
         classes = random_classes(self.options.random_seed, self.inputs.n_particles, n_classes)
-        sums = UnalignedSums(n_classes, self.options.pad, kmax)
-        for part, images in self.sweep.batches(self.half_indices(0)):
-            sums.add(self.prepare.batch(images, part, self.poses, sigma2, self.group_scale[0], kmax), classes[part])
-            self.job.check_abort()
-        averages = sums.averages(self.box)
+        kmax = self.schedule.first_kmax()
+        averages = unaligned_averages(self.sweep, self.half_indices(0), self.poses, sigma2, classes, kmax)
         return np.asarray(low_pass(averages, self.pixel_size, self.schedule.first_resolution, ndim=2))
 
     def _solvent_mask(self) -> FloatArray:
         """What the references are multiplied by: the mask given, else the sphere if asked for, else one."""
         if self.inputs.solvent_mask is not None:
             return self.inputs.solvent_mask
-        return self.sphere if self.options.flatten_solvent else np.ones((), np.float32)
+        flat = self.options.flatten_solvent or self.folds.focus is not None
+        return self.sphere if flat else np.ones((), np.float32)
 
     def _reference(self, state: State, half: int, kmax: int, n_classes: int | None = None) -> Reference:
         transforms = [reference_transform(m, self.options.pad, kmax) for m in state.maps[half][:n_classes]]
@@ -290,19 +288,23 @@ class Engine:
             indices = self.half_indices(half)
             if step.subset is not None:
                 indices = indices[np.isin(indices, step.subset)]
-            half_sums, estimates = self._expectation(state, step, half, indices, bar)
-            sums.append(self.job.comm.sum(half_sums))
-            updates += estimates
+            parts = []
+            for part, own in self.folds.parts(state, step, indices):
+                found, estimates = self._expectation(own, step, half, part, bar)
+                parts.append(self.job.comm.sum(found))
+                updates += estimates
+            sums.append(sum(parts[1:], parts[0]))
         bar.close()
         candidates = sum(s.candidates for s in sums) / sum(s.images.sum() for s in sums)
         if step.momentum > 0 and self.running:
             sums = [now + before.decayed(step.momentum) for now, before in zip(sums, self.running, strict=True)]
         self.running = sums if step.subset is not None else []
-        final = self.schedule.progress.final
-        grid = self.schedule.operators, self.box, self.options.pad, step.kmax
+        final, grid = self.schedule.progress.final, (self.schedule.operators, self.box, self.options.pad, step.kmax)
         if self.n_halves == 1:
             mask = np.broadcast_to(self._solvent_mask(), self.sphere.shape)
-            maps = reconstruct_classes(sums[0], *grid, self.options.tau2_fudge, mask, self.sphere)
+            how = Grid(*grid, self.options.tau2_fudge, mask, self.sphere)
+            maps = reconstruct_classes(sums[0], *how.arguments, step.noise_share)
+            self.folds.update(parts, maps.regularised[0], how, self.pixel_size, step.bootstrap)
         else:
             maps = reconstruct_halves(
                 sums, *grid, step.score_kmax, self.options.tau2_fudge, self.sphere, self._join_shell(), join=final
@@ -318,11 +320,11 @@ class Engine:
         if state.iteration > 1 and len(again):
             state.class_changes = float((self.poses.class_number != before)[again].mean())
         self.schedule.advance(state, median_angle)
-        done = Iteration(
-            step, maps, median_angle, median_offset * self.pixel_size, time.perf_counter() - start, candidates
-        )
+        seconds = time.perf_counter() - start
+        done = Iteration(step, maps, median_angle, median_offset * self.pixel_size, seconds, candidates)
         if self.running:
             output.write_running(self.rootname, state.iteration, self.running)
+        output.write_folds(self.rootname, state.iteration, self.folds)
         self._write(f"{self.rootname}_it{state.iteration:03d}", state)
         self.job.resume_from = output.optimiser_path(self.rootname, state.iteration)
         return state, done
@@ -346,18 +348,17 @@ class Engine:
 
     def _next_state(self, state: State, sums: list[Sums], maps: Maps, step: Step) -> State:
         """Spectra, scales, resolution and accuracies that follow from the sums and maps."""
-        masked = maps.regularised * self._solvent_mask()
         total = sum(s.images.sum() for s in sums)
         if self.options.scale:
             update_group_scale(self.group_scale, sums, step.score_kmax)
         new = State(
-            maps=masked.astype(np.float32),
+            maps=self.folds.masked(maps.regularised, self._solvent_mask(), sums),
             sigma2=np.stack([noise_spectra(s, state.sigma2[h]) for h, s in enumerate(sums)]),
             tau2=maps.tau2,
             ssnr=maps.ssnr,
             fsc=maps.halves.curve,
             pdf_class=np.stack([s.class_mass / s.class_mass.sum() for s in sums]),
-            class_entropy=sum(s.class_entropy for s in sums) / total / max(np.log(state.n_classes), 1e-9),
+            class_entropy=sum(s.class_entropy for s in sums) / total / max(np.log(step.n_classes), 1e-9),
             offset_sigma=max(0.5, float(np.sqrt(sum(s.offset_square for s in sums) / (2 * total)))),
             kmax=step.kmax,
             score_kmax=step.score_kmax,
@@ -367,8 +368,7 @@ class Engine:
             log_likelihood=sum(s.log_likelihood for s in sums),
         )
         new.class_accuracy = self._accuracy(new)
-        share = np.asarray(new.pdf_class.mean(0))
-        new.accuracy_rotations, new.accuracy_offsets = (share[:, None] * new.class_accuracy).sum(0)
+        new.accuracy_rotations, new.accuracy_offsets = new.pdf_class.mean(0) @ new.class_accuracy
         return new
 
     def _accuracy(self, state: State) -> FloatArray:

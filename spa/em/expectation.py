@@ -54,6 +54,8 @@ class Step:
     n_classes : number of classes of the sums.
     subset : int64, the particles that take part, or None for all.
     momentum : share of the sums of earlier iterations that stays in them.
+    noise_share : share of the noise in class averages that their prior does not take for signal.
+    bootstrap : the low shells of the differences between the next maps are not held against their noise.
     """
 
     levels: tuple[Level, ...]
@@ -71,6 +73,8 @@ class Step:
     n_classes: int = 1
     subset: np.ndarray[Any, np.dtype[np.int64]] | None = None
     momentum: float = 0.0
+    noise_share: float = 1.0
+    bootstrap: bool = False
 
 
 @dataclass

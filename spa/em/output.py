@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from spa import euler, healpix
+from spa.em.folds import Folds
 from spa.em.inputs import Inputs
 from spa.em.schedule import Progress, Schedule
 from spa.em.settings import SearchOptions
@@ -310,6 +311,34 @@ def read_running(path: str) -> list[Sums]:
     with np.load(beside) as arrays:
         halves = range(len(arrays.files) // len(fields(Sums)))
         return [Sums(**{f.name: arrays[f"{f.name}_{h}"][()] for f in fields(Sums)}) for h in halves]
+
+
+def write_folds(rootname: str, iteration: int, folds: Folds) -> None:
+    """The maps that the parts of the particles are compared with next, for `--continue`; the last two are kept."""
+    if folds.maps is None:
+        return
+    focus = {} if folds.focus is None else {"focus": folds.focus}
+    arrays: dict[str, Any] = {"maps": folds.maps, "penalty": folds.penalty, **focus}
+
+    def write(path: Path) -> None:
+        with path.open("wb") as file:
+            np.savez(file, **arrays)
+
+    write_whole(_folds_path(str(optimiser_path(rootname, iteration))), write)
+    _folds_path(str(optimiser_path(rootname, iteration - 2))).unlink(missing_ok=True)
+
+
+def read_folds(path: str, folds: Folds) -> None:
+    """Take up the maps beside an optimiser file, if there are any."""
+    beside = _folds_path(path)
+    if beside.exists():
+        with np.load(beside) as arrays:
+            folds.maps, folds.penalty = arrays["maps"], arrays["penalty"]
+            folds.focus = arrays.get("focus")
+
+
+def _folds_path(optimiser: str) -> Path:
+    return Path(optimiser.removesuffix("_optimiser.star") + "_folds.npz")
 
 
 def _running_path(optimiser: str) -> Path:

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
+from spa.em.classes import UnalignedSums
 from spa.em.descent import Descent
 from spa.em.expectation import Reference, Step
 from spa.em.images import Preparer, by_magnification
@@ -159,3 +160,20 @@ class Sweep:
             self.prepare.kx,
             reference.transform.ndim - 1,
         )
+
+
+def unaligned_averages(
+    sweep: Sweep,
+    indices: Indices,
+    poses: Poses,
+    sigma2: FloatArray,
+    classes: np.ndarray[tuple[int], np.dtype[np.int32]],
+    kmax: int,
+) -> FloatArray:
+    """Averages (n_classes, box, box) of images as they come; `classes` is the one of each particle."""
+    scale = np.ones(sweep.inputs.n_groups)
+    sums = UnalignedSums(int(classes.max()) + 1, sweep.padding, kmax)
+    for part, images in sweep.batches(indices):
+        sums.add(sweep.prepare.batch(images, part, poses, sigma2, scale, kmax), classes[part])
+        sweep.check_abort()
+    return sums.averages(sweep.inputs.box_size)

@@ -70,6 +70,7 @@ def classes3d(
     share_history: ArrayLike,
     resolutions: ArrayLike | None = None,
     notes: Sequence[str] = (),
+    first_iteration: int = 1,
 ) -> Figure:
     """Maps of 3D classes side by side, three central slices each, above the shares of the classes over the iterations.
 
@@ -77,7 +78,7 @@ def classes3d(
     ----------
     maps : float (n_classes, box, box, box), axes (z, y, x); one grey scale for all of them.
     pixel_size : Å.
-    share_history : fraction of the particles, (n_iterations, n_classes), the first iteration first.
+    share_history : fraction of the particles, (n_iterations, n_classes), from `first_iteration` on.
     resolutions : Å, (n_classes,), of the last iteration.
     notes : lines below the plot, such as what was found about stability.
     """
@@ -106,7 +107,9 @@ def classes3d(
     _bar(grid[2, 0], box, pixel_size)
     axes = lower_part.subplots()
     for k in range(n):
-        axes.plot(np.arange(1, len(history) + 1), 100 * history[:, k], marker="o", markersize=3, color=_colour(k))
+        axes.plot(
+            first_iteration + np.arange(len(history)), 100 * history[:, k], marker="o", markersize=3, color=_colour(k)
+        )
     axes.set(xlabel="iteration", ylabel="particles (%)", ylim=(0, max(5.0, 108 * float(history.max()))))
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.grid(alpha=0.25, linewidth=0.5)

@@ -1,4 +1,10 @@
-"""Sort particles into 3D classes: several maps from one set of particles, and whether they are worth telling apart."""
+"""Sort particles into 3D classes: several maps from one set of particles, and whether they are worth telling apart.
+
+From one reference all particles are first aligned to one map, for a third of the iterations, ever finer; then they are
+parted at random, and the classes form at these poses; the last iterations search poses in all classes again. With
+several references (a STAR file) every iteration searches, and with --skip_align none does. Particles are compared with
+classes that were made without them (`spa.em.folds`), so that what tells classes apart is not the noise of their images.
+"""
 
 from __future__ import annotations
 
@@ -14,6 +20,7 @@ from spa.em import output
 from spa.em.class_schedule import MapSchedule
 from spa.em.classes import random_classes
 from spa.em.engine import Engine
+from spa.em.folds import make_folds
 from spa.em.inputs import Inputs, check_number_of_classes, read_inputs, read_reference
 from spa.em.settings import ClassificationOptions, RefinementOptions, Search
 from spa.em.state import FloatArray, State
@@ -24,6 +31,8 @@ from spa.options import option
 
 ALIKE = 0.2
 """Adjusted Rand index of repeated runs below which their classes are no property of the particles."""
+FOLDS = 4
+"""Parts of the particles, each of which is compared with maps that the others give."""
 UNDECIDED = 0.9
 """Entropy of the assignments, over that of even ones, above which particles are not told apart."""
 
@@ -34,7 +43,10 @@ class Options(ClassificationOptions, RefinementOptions):
 
     tau2_fudge: float = option(4.0, help="Regularisation parameter T", group="Classes", bounds=(1e-3, 100.0))
     skip_align: bool = option(
-        False, help="Compare each particle at the angles and shifts it has, in all classes", group="Sampling"
+        False,
+        help="Compare each particle at the angles and shifts it has, in all classes; classes then differ inside "
+        "--solvent_mask alone and are their mean outside",
+        group="Sampling",
     )
     sigma_ang: float = option(
         -1.0,
@@ -81,12 +93,24 @@ def _classified(options: Options, rootname: str, job: Job) -> FloatArray:
         return _classes_of(f"{rootname}_data.star")
     source = replace(options, i=output.data_path(last)) if last else options
     inputs = read_inputs(
-        source, lambda box, px: _references(options, box, px, job.say), job.warn, False, options.solvent_mask
+        source,
+        lambda box, px: _references(options, box, px, job.say, _number_of_maps(last)),
+        job.warn,
+        False,
+        options.solvent_mask,
     )
     check_number_of_classes(options, inputs)
-    engine = Engine(options, inputs, _schedule(options, inputs), 1, job, True if options.firstiter_cc else None)
+    schedule = _schedule(options, inputs)
+    focus = inputs.solvent_mask if options.skip_align else None
+    if focus is not None:
+        inputs = replace(inputs, solvent_mask=None)
+    find_focus = inputs.solvent_mask is None and options.flatten_solvent
+    folds = make_folds(options.random_seed, inputs.n_particles, min(FOLDS, inputs.n_particles), focus, find_focus)
+    engine = Engine(options, inputs, schedule, 1, job, True if options.firstiter_cc else None, folds=folds)
     engine.rootname = rootname
-    state = engine.run(engine.resumed(last) if last else None)
+    state = engine.resumed(last) if last else None
+    schedule.poses = engine.poses
+    state = engine.run(state)
     _report(options, inputs, state, rootname, job)
     return np.asarray(engine.poses.class_number)
 
@@ -101,8 +125,16 @@ def _last_state(options: Options, rootname: str) -> str:
     return str(found[-1]) if found else ""
 
 
-def _references(options: Options, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:
-    """One reference as many times as there are classes, or those that a STAR file lists."""
+def _number_of_maps(last: str) -> int:
+    """The number of maps that a run goes on from: one until the particles are parted."""
+    if not last:
+        return 1
+    model = star.read(last)["optimiser_general"].get_text("rlnModelStarFile")
+    return len(star.read(model)["model_classes"])
+
+
+def _references(options: Options, box: int, pixel_size: float, say: Callable[[str], None], n_maps: int) -> FloatArray:
+    """One reference, as many times as a run has maps, or those that a STAR file lists."""
     paths = [options.ref]
     if options.ref.endswith(".star"):
         listed = star.read(options.ref)
@@ -111,7 +143,7 @@ def _references(options: Options, box: int, pixel_size: float, say: Callable[[st
         if len(paths) != options.nr_classes:
             raise InputError(f"{options.ref}: expected {options.nr_classes} references (--K), found {len(paths)}")
     maps = [read_reference(path, options.ini_high, box, pixel_size, say) for path in paths]
-    return np.stack(maps * (options.nr_classes if len(maps) == 1 else 1))
+    return np.stack(maps * (n_maps if len(maps) == 1 and n_maps == options.nr_classes else 1))
 
 
 def _schedule(options: Options, inputs: Inputs) -> MapSchedule:
@@ -138,8 +170,9 @@ def _schedule(options: Options, inputs: Inputs) -> MapSchedule:
         pixel_size,
         options.iter,
         options.strict_highres_exp,
+        options.nr_classes,
         options.sigma_ang,
-        poses.rotations if options.skip_align else None,
+        options.skip_align,
         seeds,
         inputs.n_particles,
         options.grad,
@@ -157,9 +190,10 @@ def _report(options: Options, inputs: Inputs, state: State, rootname: str, job: 
     job.say("; ".join(notes))
     if options.nr_classes > 1 and state.class_entropy > UNDECIDED:
         job.warn("particles fit all classes about equally well: as far as these data can tell they show one state")
-    history = [_shares(f"{rootname}_it{i:03d}_model.star") for i in range(1, state.iteration + 1)]
+    told = [_shares(f"{rootname}_it{i:03d}_model.star") for i in range(1, state.iteration + 1)]
+    history = np.stack([h for h in told if len(h) == len(shares)])
     figure = class_plots.classes3d(
-        state.maps[0], inputs.pixel_size, np.stack([h for h in history if len(h) == len(shares)]), resolutions, notes
+        state.maps[0], inputs.pixel_size, history, resolutions, notes, state.iteration - len(history) + 1
     )
     plots.save(f"{rootname}_classes.png", figure)
     job.say(

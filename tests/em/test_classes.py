@@ -17,6 +17,7 @@ from spa.em.classes import centred, random_classes, signal_power, turned
 from spa.em.descent import Descent
 from spa.em.engine import Engine
 from spa.em.expectation import Reference, log_weights, score_slices
+from spa.em.folds import make_folds
 from spa.em.sampling import Candidates, Level, make_flat_level, make_level
 from spa.em.settings import RefinementOptions, Search, SearchOptions
 from spa.em.state import Poses, resolved_shells
@@ -247,11 +248,12 @@ def test_3d_classes_from_one_reference(own_poses: bool, tmp_path: Path) -> None:
         i="x.star", o=str(tmp_path / "run"), ref="x.mrc", ctf=True, offset_range=2.0, offset_step=1.0,
         particle_diameter=75.0, random_seed=1, flatten_solvent=True, healpix_order=1, ini_high=20.0,
     )  # fmt: skip
-    inputs = replace(data.inputs(), references=np.stack([reference] * 2).astype(np.float32))
-    poses = data.rotations if own_poses else None
+    inputs = replace(data.inputs(), references=reference[None].astype(np.float32))
     seeds = random_classes(1, n, 2)
-    plan = MapSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 10, -1.0, own_poses=poses, seeds=seeds)
-    engine = Engine(options, inputs, plan, 1, tiny.QuietJob(options.o))  # type: ignore[arg-type]
+    plan = MapSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 10, -1.0, 2, skip_align=own_poses, seeds=seeds)
+    folds = make_folds(1, n, 4)
+    engine = Engine(options, inputs, plan, 1, tiny.QuietJob(options.o), folds=folds)  # type: ignore[arg-type]
+    plan.poses = engine.poses
     if own_poses:
         engine.poses.rotations, engine.poses.origins = data.rotations.copy(), data.origins.copy()
         engine.poses.known[:] = True

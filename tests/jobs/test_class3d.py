@@ -36,7 +36,9 @@ def test_files_have_relions_names_and_a_run_goes_on(data: Path) -> None:
     folder = data.parent / "Class3D"
     names = {path.name for path in folder.iterdir()}
     ends = ("data.star", "model.star", "optimiser.star", "class001.mrc", "class002.mrc")
-    assert {f"run{stem}_{end}" for end in ends for stem in ("", "_it001", "_it003")} <= names
+    assert {f"run{stem}_{end}" for end in ends for stem in ("", "_it003")} <= names
+    assert "run_it001_class001.mrc" in names
+    assert "run_it001_class002.mrc" not in names
     assert "run_classes.png" in names
     maps = [mrc.read_volume(folder / f"run_class00{k}.mrc")[0] for k in (1, 2)]
     assert maps[0].shape == (BOX,) * 3
