@@ -18,7 +18,7 @@ from spa.symmetry import operators
 
 @dataclass(frozen=True)
 class Errors:
-    """Errors of poses (degrees, Å) and of the map (FSC per shell, and the resolution, between shells, at which it falls to 0.5)."""
+    """Errors of poses (degrees, Å) and of the map: FSC per shell, and the resolution where it falls to 0.5."""
 
     median_angle: float
     within_10_degrees: float
