@@ -1,15 +1,18 @@
 """2D classification of a known mixture: how pure the classes are, and what they cost.
 
-    python -m benchmarks.jobs.class2d MODELS [--each N] [--K K] [--snr S] [--j N] [--o DIR] [--save] [flags of class2d]
+    python -m benchmarks.jobs.class2d MODELS [--each N[,N...]] [--K K] [--snr S] [--gradient] [--j N] [--o DIR] [--save]
+                                             [flags of class2d]
 
 MODELS is a folder with atomic models; particles of those named in SPECIMENS and of the built-in phantom are mixed with
 a fifth of junk: noise, and noise with the blobs, rings and edges that contaminate micrographs. Purity is the share of
-particles whose specimen is the commonest of their class, without the junk and with it as one more specimen.
+particles whose specimen is the commonest of their class, without the junk and with it as one more specimen. Compared
+are images with classes, as often as there are images in an iteration times K. --gradient: a row of --grad beside.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import subprocess
 import tempfile
 from pathlib import Path
@@ -24,14 +27,15 @@ from spa.io.star import Block, StarFile
 SPECIMENS = ("3c91.pdb.gz", "1oel.pdb.gz", "6vsb.pdb.gz", "7l2i.cif.gz", "")
 JUNK = 0.2
 PIXEL_SIZE, BOX, DIAMETER = 4.0, 64, 200.0
-HEAD = ("", "particles", "K", "in use", "purity", "with junk", "CPU s", "wall s", "peak GiB", "CPU s/iteration")
+HEAD = ("", "particles", "K", "in use", "purity", "with junk", "compared", "CPU s", "wall s", "peak GiB", "CPU s/it")
 
 
 def main() -> None:
     """Simulate, run, measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("models", type=Path)
-    parser.add_argument("--each", type=int, default=500, help="particles of each specimen")
+    parser.add_argument("--each", default="500", help="particles of each specimen, one number or several, as 200,1000")
+    parser.add_argument("--gradient", action="store_true", help="run --grad, too")
     parser.add_argument("--K", type=int, default=40)
     parser.add_argument("--iter", type=int, default=25)
     parser.add_argument("--snr", type=float, default=0.05)
@@ -41,12 +45,16 @@ def main() -> None:
     parser.add_argument("--save", action="store_true", help="keep the table in benchmarks/results")
     arguments, further = parser.parse_known_args()
     stop_jobs_on_sigterm()
+    rows = [HEAD]
     with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(arguments.o or scratch).resolve()
-        if not (folder / "particles.star").exists():
-            mixture(folder, arguments.models.resolve(), arguments.each, arguments.snr, arguments.seed)
-        row = classified(folder, arguments, further)
-    table = report.aligned([HEAD, row])
+        for each in map(int, arguments.each.split(",")):
+            folder = Path(arguments.o or scratch).resolve() / str(each)
+            if not (folder / "particles.star").exists():
+                mixture(folder, arguments.models.resolve(), each, arguments.snr, arguments.seed)
+            rows.append(classified(folder, arguments, further))
+            if arguments.gradient:
+                rows.append(classified(folder, arguments, [*further, "--grad"]))
+    table = report.aligned(rows)
     print(f"{report.header()}\n{table}")
     if arguments.save:
         report.save("class2d_cpu.txt", "benchmarks.jobs.class2d", table)
@@ -121,11 +129,19 @@ def classified(folder: Path, arguments: argparse.Namespace, further: list[str]) 
         f"{int((shares > 0.1 / arguments.K).sum())}",
         f"{purity(found[truth > 0], truth[truth > 0]):.3f}",
         f"{purity(found, truth):.3f}",
+        f"{compared(folder / 'run/run.out', len(found)) * arguments.K:,}",
         f"{cost.cpu_seconds:.0f}",
         f"{cost.wall_seconds:.0f}",
         f"{cost.peak_gib:.2f}",
         f"{cost.cpu_seconds / arguments.iter:.1f}",
     )
+
+
+def compared(log: Path, n_particles: int) -> int:
+    """Images that all iterations of a job together have seen, from the lines of its log."""
+    lines = re.findall(r"^iteration \d+: .*$", log.read_text().rsplit(" spa class2d ", 1)[-1], flags=re.MULTILINE)
+    parts = [re.search(r", (\d+) particles,", line) for line in lines]
+    return sum(int(part[1]) if part else n_particles for part in parts)
 
 
 def purity(found: np.ndarray, truth: np.ndarray) -> float:

@@ -38,6 +38,7 @@ def iteration_line(state: State, done: Iteration, box: int, pixel_size: float) -
     parts = [
         f"resolution {shell_to_resolution(state.resolution_shell, box, pixel_size):.2f} Å",
         _classes(state) if state.n_classes > 1 else "",
+        "" if done.step.subset is None else f"{len(done.step.subset)} particles",
         "own poses" if done.step.own_poses else f"{'local' if done.step.local else 'global'} search to {search}",
         f"current size {2 * done.step.kmax}{moved}",
         f"accuracy {state.accuracy_rotations:.2f}° {state.accuracy_offsets * pixel_size:.2f} Å",
