@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 from contextlib import chdir
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from spa.cli.main import run
+from spa.em.class_schedule import MapSchedule
+from spa.em.engine import Engine
+from spa.em.inputs import read_inputs, read_reference
+from spa.em.settings import Search
 from spa.io import mrc, star
+from spa.job import Job
+from spa.jobs.class3d import Options
 from tests.jobs.refinement import BOX, DIAMETER, INI_HIGH, check_one_line, simulate
 
 FLAGS = (
@@ -92,3 +99,32 @@ def test_wrong_input_is_told_in_a_line(flags: str, line: str, data: Path, capsys
     (data.parent / "two.star").write_text(f"data_\n\nloop_\n_rlnReferenceImage #1\n{names}\n")
     assert classify(data, "Wrong/run", flags) == 1
     check_one_line(capsys, line)
+
+
+def test_one_class_is_the_plain_run_of_the_engine(data: Path) -> None:
+    assert classify(data, "One/run", "--K 1") == 0
+    with chdir(data.parent):
+        options = Options(
+            i="Sim/particles.star",
+            o="Plain/run",
+            ref="Sim/reference.mrc",
+            nr_classes=1,
+            iter=3,
+            ctf=True,
+            flatten_solvent=True,
+            zero_mask=True,
+            particle_diameter=DIAMETER,
+            healpix_order=1,
+            ini_high=INI_HIGH,
+            offset_range=2,
+            offset_step=1,
+            random_seed=1,
+            quiet=True,
+        )
+        read = partial(read_reference, options.ref, INI_HIGH, say=print)
+        inputs = read_inputs(options, lambda box, pixel_size: read(box, pixel_size)[None], print, False)
+        grid = inputs.box_size, inputs.pixel_size, options.iter, -1.0, 1
+        schedule = MapSchedule(options, Search(insertion_mass=0.95, insertion_cap=300), *grid)
+        plain = Engine(options, inputs, schedule, 1, Job("class3d", options)).run()
+    found, _ = mrc.read_volume(data.parent / "One/run_class001.mrc")
+    np.testing.assert_allclose(found, plain.maps[0, 0], atol=1e-5 * np.abs(found).max())
