@@ -195,7 +195,7 @@ class MapSchedule(ClassSchedule):
     Parameters
     ----------
     n_classes : how many there shall be; where one reference is given, the first iterations have it alone.
-    sigma_ang : degrees; above zero, searches are around the last poses.
+    sigma_ang : degrees; above zero, searches are around the last poses, by this Gaussian as a prior.
     skip_align : particles are only compared at the poses they have.
     seeds : int32 (n,), the class to which each particle counts in the iteration that parts them; None where several
         references are given.
@@ -277,6 +277,7 @@ class MapSchedule(ClassSchedule):
         return replace(
             planned,
             local=near or at_own,
+            angle_sigma=0.0 if at_own else max(self.sigma_ang, 0.0),
             n_classes=n_classes,
             subset=subset,
             momentum=momentum,

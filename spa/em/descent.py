@@ -95,7 +95,7 @@ class Descent:
                     around = _to_device(self._around(depth - 1, rotations), batch.scored)
                     survivors = united(survivors, around, levels[depth - 1])
                 survivors = children(survivors, levels[depth - 1], level)
-            log_weight = self._score(depth, batch, survivors)
+            log_weight = self._score(depth, batch, survivors, rotations)
             scored += len(log_weight)
             if depth == len(levels) - 1:
                 break
@@ -107,7 +107,7 @@ class Descent:
         final = posterior(log_weight, survivors.candidate_offsets, search.insertion_mass, 1.0, search.insertion_cap)
         return Scores(levels[-1], survivors, log_weight, final, scored)
 
-    def _score(self, depth: int, batch: Batch, candidates: Candidates) -> Array:
+    def _score(self, depth: int, batch: Batch, candidates: Candidates, rotations: np.ndarray[Any, Any]) -> Array:
         """Log weights of candidates at a level, from its table where it has one, otherwise from slices."""
         level = self.step.levels[depth]
         if depth not in self._tables:
@@ -118,7 +118,8 @@ class Descent:
             cross, norm = score_slices(batch, self.reference, level, candidates, offsets, self.memory)
         else:
             cross, norm = table.score(batch, candidates, offsets, self.memory)
-        return log_weights(batch, self.reference, level, candidates, self.step, cross, norm)
+        prior = to_like(rotations.astype(np.float32), batch.scored) if self.step.angle_sigma > 0 else None
+        return log_weights(batch, self.reference, level, candidates, self.step, cross, norm, prior)
 
     def _table(self, depth: int, batch: Batch, candidates: Candidates) -> DirectionTable | None:
         """The table of a level, where it fits into memory and costs less than slices would."""

@@ -54,6 +54,7 @@ class Step:
     n_classes : number of classes of the sums.
     subset : int64, the particles that take part, or None for all.
     momentum : share of the sums of earlier iterations that stays in them.
+    angle_sigma : degrees by which angles scatter about the last pose, a Gaussian; 0: all that are searched count alike.
     noise_share : share of the noise in class averages that their prior does not take for signal.
     bootstrap : the low shells of the differences between the next maps are not held against their noise.
     """
@@ -73,6 +74,7 @@ class Step:
     n_classes: int = 1
     subset: np.ndarray[Any, np.dtype[np.int64]] | None = None
     momentum: float = 0.0
+    angle_sigma: float = 0.0
     noise_share: float = 1.0
     bootstrap: bool = False
 
@@ -124,6 +126,16 @@ def offset_log_prior(batch: Batch, offsets: Array, sigma: float) -> Array:
     """Gaussian log prior, float32 (n_images, n_shifts), of the whole shift of each image."""
     total = batch.origins[:, None] + offsets[None]
     return (-(total**2).sum(-1) / (2 * max(sigma, 0.5) ** 2)).astype(np.float32)
+
+
+def angle_log_prior(rotations: Array, last: Array, sigma: float) -> Array:
+    """Gaussian log prior, float32 (n,), of rotations (n, 3, 3) about others; `sigma` in degrees.
+
+    The angle between them, squared, is near zero the sum of the squares that RELION takes for direction and psi.
+    """
+    xp = xp_of(rotations)
+    cosine = xp.clip((xp.einsum("nij,nij->n", rotations, last) - 1) / 2, -1, 1)
+    return (-(xp.arccos(cosine) ** 2) / (2 * np.radians(sigma) ** 2)).astype(np.float32)
 
 
 def classes_of(step: Step, level: Level, batch: Batch, orientation: Array, image: Array) -> Array:
@@ -183,15 +195,28 @@ def score_slices(
 
 
 def log_weights(
-    batch: Batch, reference: Reference, level: Level, candidates: Candidates, step: Step, cross: Array, norm: Array
+    batch: Batch,
+    reference: Reference,
+    level: Level,
+    candidates: Candidates,
+    step: Step,
+    cross: Array,
+    norm: Array,
+    rotations: Array | None = None,
 ) -> Array:
-    """Log-likelihood plus log priors, float32, of candidates from their cross and norm terms."""
+    """Log-likelihood plus log priors, float32, of candidates from their cross and norm terms.
+
+    rotations : (n_images, 3, 3), the last poses, if they are a prior.
+    """
     offsets = to_like(level.offsets(), cross)
     prior = offset_log_prior(batch, offsets, step.offset_sigma)
     group = segment_index(candidates.group_offsets, len(candidates.shift))
-    image = segment_index(candidates.image_offsets, len(candidates.orientation))[group]
+    owner = segment_index(candidates.image_offsets, len(candidates.orientation))
+    image = owner[group]
     result = log_likelihood(cross, norm[group], step.fit_scale)
     result += prior[image, candidates.shift]
+    if rotations is not None:
+        result += angle_log_prior(level.rotations(candidates.orientation), rotations[owner], step.angle_sigma)[group]
     if len(reference.log_pdf_class) > 1:
         result += reference.log_pdf_class[level.classes(candidates.orientation)][group]
     return result

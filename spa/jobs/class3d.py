@@ -50,7 +50,7 @@ class Options(ClassificationOptions, RefinementOptions):
     )
     sigma_ang: float = option(
         -1.0,
-        help="Search within three of these of the angles that particles have (-1: everywhere)",
+        help="Standard deviation of the angles about those that particles have; searched up to three (-1: everywhere)",
         unit="°",
         group="Sampling",
         bounds=(-1.0, 30.0),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from scipy.spatial.transform import Rotation
 
 from spa import euler
 from spa.em.descent import Descent
@@ -117,6 +119,24 @@ def test_sparse_scores_are_the_likelihood(device: Callable[[Any], Any], data: ti
             [expected[i, g, shift[a:b]] for i, g, a, b in zip(image, groups, offsets, offsets[1:], strict=False)]
         )
         np.testing.assert_allclose(found, wanted, rtol=2e-5, atol=2e-3)
+
+
+def test_angles_scatter_about_the_last_pose(device: Callable[[Any], Any], data: tiny.Data) -> None:
+    level, sigma = make_level(1, 1.0, 1, KMAX, TURN, 1), 20.0
+    n = level.n_directions * level.n_psi
+    orientation = np.tile(np.arange(n), 4)
+    lists = [device(a) for a in (np.arange(5) * n, orientation, np.arange(4 * n + 1), np.zeros(4 * n, np.int32))]
+    last = Rotation.random(4, rng=1).as_matrix()
+    batch, reference = place(device, make_batch(data)), make_reference(device, data.volume)
+    cross, norm = (device(np.zeros(4 * n, np.float32)) for _ in range(2))
+    plain = make_step((level,))
+    step = dataclasses.replace(plain, angle_sigma=sigma)
+    arguments = batch, reference, level, Candidates(*lists)
+    without = to_host(log_weights(*arguments, plain, cross, norm))
+    found = to_host(log_weights(*arguments, step, cross, norm, device(last.astype(np.float32))))
+    turned = Rotation.from_matrix(level.rotations(orientation) @ np.repeat(last, n, axis=0).transpose(0, 2, 1))
+    wanted = -(np.degrees(turned.magnitude()) ** 2) / (2 * sigma**2)
+    np.testing.assert_allclose(found - without, wanted, rtol=1e-3, atol=1e-2)
 
 
 def test_profile_likelihood_is_the_maximum_over_the_scale(data: tiny.Data) -> None:
