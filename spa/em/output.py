@@ -16,7 +16,7 @@ from spa.em.settings import SearchOptions
 from spa.em.state import FloatArray, Poses, State, Sums
 from spa.errors import InputError
 from spa.fsc import shell_to_resolution
-from spa.io import mrc, star
+from spa.io import mrc, progress_plots, star
 from spa.io.files import project_path, write_whole
 from spa.io.particle_io import write_particles
 from spa.io.star import Block, StarFile
@@ -52,7 +52,7 @@ def write_state(
     group_scale: FloatArray,
     schedule: Schedule,
 ) -> None:
-    """Write data, references, models, sampling and, last of all, the optimiser file that names them."""
+    """Write data, references, models, sampling and the optimiser file that names them; last, with halves, a picture."""
     _write_data(f"{stem}_data.star", inputs, poses)
     halves = [f"_half{h + 1}" for h in range(state.n_halves)] if state.n_halves == 2 else [""]
     for half, name in enumerate(halves):
@@ -60,6 +60,8 @@ def write_state(
         write_model(f"{stem}{name}_model.star", stem + name, inputs, options, state, half, poses, group_scale[half])
     _write_sampling(f"{stem}_sampling.star", options, schedule)
     _write_optimiser(f"{stem}_optimiser.star", stem, halves, options, state, schedule)
+    if state.n_halves == 2:
+        progress_plots.write(stem.rsplit("_it", 1)[0], state.iteration)
 
 
 def write_references(stem: str, maps: FloatArray, pixel_size: float) -> None:

@@ -1,9 +1,9 @@
-"""Figures of a refinement: FSC, Guinier plot, slices, orientations, convergence; `save` writes them."""
+"""Figures of a refinement: FSC, Guinier plot, slices, orientations; `save` writes them."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +79,7 @@ def fsc(
         xlim=(0, frequency[-1]),
         ylim=(min(-0.1, *(float(curve[1:].min()) for curve in curves.values())), 1.05),
     )
-    _resolution_axis(axes, float(frequency[-1]))
+    resolution_axis(axes, float(frequency[-1]))
     axes.set_title(title)
     axes.legend(frameon=False, fontsize=8, loc="upper right" if _high_left(curves) else "best")
     return figure
@@ -120,7 +120,7 @@ def guinier(
         note = "fit" if bfactor is None else f"fit, B = {bfactor:.0f} Å²"
         axes.plot(ends, fit[0] * ends + fit[1], color=_GREY, linestyle="--", linewidth=1.4, label=note)
     axes.set(xlabel="1 / d² (1/Å²)", ylabel="ln (mean amplitude of the shell)", xlim=(0, inverse_d2[-1]))
-    _resolution_axis(axes, float(inverse_d2[-1]), power=2)
+    resolution_axis(axes, float(inverse_d2[-1]), power=2)
     axes.set_title("Guinier plot")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -184,35 +184,13 @@ def orientations(rot: NDArray[Any], tilt: NDArray[Any], title: str = "Orientatio
     return figure
 
 
-def convergence(panels: Mapping[str, Mapping[str, Sequence[float]]]) -> Figure:
-    """How a refinement went: one panel per quantity, iterations across.
-
-    `panels` maps an axis label with its unit, e.g. "resolution (Å)", to label -> one value per iteration from
-    0 on; values that are not finite are left out.
-    """
-    figure = Figure(figsize=(7.2, 1.9 * len(panels) + 0.7), layout="constrained")
-    FigureCanvasAgg(figure)
-    column = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
-    for axes, (quantity, lines) in zip(column, panels.items(), strict=True):
-        for label, values in lines.items():
-            axes.plot(range(len(values)), values, marker="o", markersize=3.5, linewidth=1.4, label=label)
-        axes.set_ylabel(quantity)
-        axes.grid(alpha=0.25, linewidth=0.5)
-        if len(lines) > 1:
-            axes.legend(frameon=False, fontsize=8)
-    column[-1].set_xlabel("iteration")
-    column[-1].xaxis.get_major_locator().set_params(integer=True)
-    column[0].set_title("Convergence")
-    return figure
-
-
 def _figure(width: float, height: float) -> tuple[Figure, Any]:
     figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     return figure, figure.subplots()
 
 
-def _resolution_axis(axes: Any, last: float, power: int = 1) -> None:
+def resolution_axis(axes: Any, last: float, power: int = 1) -> None:
     """A second axis on top that gives round resolutions in Å, where the lower one is 1/d**power."""
     candidates = (
         100,

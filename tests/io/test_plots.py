@@ -11,7 +11,7 @@ from tests.half_maps import radius
 
 
 def test_a_figure_is_saved_as_png(tmp_path):
-    path = plots.save(tmp_path / "new" / "figure.png", plots.convergence({"resolution (Å)": {"FSC": [30, 20]}}))
+    path = plots.save(tmp_path / "new" / "figure.png", plots.fsc({"unmasked": np.linspace(1, 0, 17)}, 32, 2.0))
     assert path.read_bytes().startswith(b"\x89PNG")
     assert [p.name for p in path.parent.iterdir()] == ["figure.png"]
 
@@ -19,7 +19,7 @@ def test_a_figure_is_saved_as_png(tmp_path):
 def test_an_unwritable_place_is_refused(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
-        plots.save(tmp_path / "file" / "figure.png", plots.convergence({"a": {"b": [1]}}))
+        plots.save(tmp_path / "file" / "figure.png", plots.fsc({"unmasked": np.linspace(1, 0, 17)}, 32, 2.0))
 
 
 def test_the_fsc_figure_marks_the_resolution_at_its_frequency():

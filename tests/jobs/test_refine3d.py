@@ -72,7 +72,7 @@ def test_files_have_relions_names_and_nothing_else_is_left() -> None:
     each = ["data.star", "optimiser.star", "sampling.star"]
     each += [f"half{h}_{end}" for h in (1, 2) for end in ("model.star", "class001.mrc")]
     final = {f"run_{end}.star" for end in ("data", "model", "optimiser", "sampling")} | set(MAPS)
-    pictures = {"run_fsc.png", "run_orientations.png", "run_class001.png"}
+    pictures = {"run_progress.png", "run_fsc.png", "run_orientations.png", "run_class001.png"}
     log = {"run.out", "run.err", "job.json", "RELION_JOB_EXIT_SUCCESS"}
     iterations = {f"run_it{i:03d}_{end}" for i in range(1, last + 1) for end in each}
     assert last >= 2
