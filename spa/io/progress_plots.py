@@ -55,18 +55,15 @@ def _read(stem: str, iteration: int) -> Shown | None:
 
 def figure(iterations: list[Shown]) -> Figure:
     """Resolution and accuracy by iteration, the FSC of each, and central slices of the first half's map of a few."""
-    figure = Figure(figsize=(10.5, 6.8), layout="constrained")
+    figure = Figure(figsize=(10.5, 7))  # without a layout engine, which takes longer than all drawing
     FigureCanvasAgg(figure)
-    above, below = figure.subfigures(2, 1, height_ratios=[1.35, 1])
-    left, right = above.subplots(1, 2)
+    left, right = (figure.add_axes((x, 0.46, 0.38, 0.46)) for x in (0.06, 0.58))
     _draw_resolution(left, iterations)
     _draw_fsc(right, iterations)
     there = [shown for shown in iterations if shown.path.exists()]
     chosen = np.unique(np.linspace(0, len(there) - 1, _SLICES).round().astype(int)) if there else []
-    for axes, place in zip(below.subplots(1, _SLICES), [*chosen, *[None] * (_SLICES - len(chosen))], strict=True):
-        axes.set_axis_off()
-        if place is not None:
-            _draw_slice(axes, there[place])
+    for column, place in enumerate(chosen):
+        _draw_slice(figure.add_axes((0.01 + 0.198 * column, 0.02, 0.188, 0.3)), there[place])
     return figure
 
 
@@ -104,4 +101,5 @@ def _draw_slice(axes: Any, shown: Shown) -> None:
     section = volume[len(volume) // 2]
     low, high = np.percentile(section, (1, 99.7))
     axes.imshow(section, origin="lower", cmap="gray", vmin=low, vmax=max(high, low + 1e-9))
+    axes.set_axis_off()
     axes.set_title(f"iteration {shown.iteration}: {shown.resolution:.1f} Å", fontsize=9)
