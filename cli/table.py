@@ -25,6 +25,7 @@ JOBS: dict[str, str] = {
     "project": "spa.jobs.project",
     "subtract": "spa.jobs.subtract",
     "expand": "spa.jobs.expand",
+    "convert": "spa.jobs.convert",
 }
 """Job -> module with a dataclass `Options` and a function `run(options, job)`."""
 

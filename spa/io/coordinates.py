@@ -11,13 +11,13 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from spa.errors import InputError
 from spa.io import star
+from spa.io.cryosparc import read_table
 from spa.io.files import existing_file
 from spa.io.star import Block
 
@@ -165,12 +165,10 @@ def _relion(path: Path, blocks: list[Block]) -> list[Picks]:
 
 def _cryosparc(path: Path, flip_y: bool) -> list[Picks]:
     """cryoSPARC .cs: a NumPy table with the places of particles as fractions of their micrographs."""
-    table = _structured(path)
+    found = read_table(path)
     names = [f"location/{name}" for name in _LOCATION]
-    known = table.dtype.names or ()
-    missing = [name for name in names if name not in known]
-    if missing:
-        raise InputError(f"{path}: no {missing[0]}; give the .cs file of the same job that has it (passthrough)")
+    found.require(*names)
+    table, known = found.rows, found.fields
     fractions = np.stack([table[name].astype(np.float64) for name in names[:2]], axis=1)
     if not len(table):
         raise InputError(f"{path}: expected particles, found none")
@@ -184,26 +182,12 @@ def _cryosparc(path: Path, flip_y: bool) -> list[Picks]:
     score = table["pick_stats/ncc_score"].astype(np.float64) if "pick_stats/ncc_score" in known else None
     if score is not None and not np.isfinite(score).all():
         score = None
-    micrographs = np.array([_text(value) for value in table[names[2]].tolist()])
+    micrographs = np.array(found.text(names[2]))
     picks = []
     for name in dict.fromkeys(micrographs.tolist()):
         here = micrographs == name
         picks.append(Picks(name, _table(centres[here], None if score is None else score[here])))
     return picks
-
-
-def _structured(path: Path) -> NDArray[Any]:
-    try:
-        table: NDArray[Any] = np.load(path, allow_pickle=False, max_header_size=1 << 20)
-    except (ValueError, OSError, EOFError) as error:
-        raise InputError(f"{path}: expected a cryoSPARC .cs table: {' '.join(str(error).split())[:120]}") from error
-    if not isinstance(table, np.ndarray) or table.dtype.names is None:
-        raise InputError(f"{path}: expected a cryoSPARC .cs table, found a plain array")
-    return table
-
-
-def _text(value: bytes | str) -> str:
-    return value.decode("utf-8", "replace") if isinstance(value, bytes) else value
 
 
 def _number(word: str) -> float:

@@ -35,7 +35,7 @@ def test_help_names_the_jobs_in_order_without_importing_numpy() -> None:
 
 def test_jobs_are_in_the_order_of_a_project() -> None:
     before = ["simulate", "import", "motioncorr", "ctffind", "pick", "extract", "class2d", "select"]
-    after = ["refine3d", "class3d", "mask", "postprocess", "reconstruct", "project", "subtract", "expand"]
+    after = ["refine3d", "class3d", "mask", "postprocess", "reconstruct", "project", "subtract", "expand", "convert"]
     assert list(table.JOBS) == [*before, *after]
 
 
