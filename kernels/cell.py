@@ -11,6 +11,11 @@ from numba.extending import intrinsic
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 
 
+def _intrinsic(function: Any) -> Any:
+    """Numba's `intrinsic`; to a type checker the result would still want the typing context."""
+    return intrinsic(function)
+
+
 def _vector(size: int) -> ir.VectorType:
     return ir.VectorType(_F32, size)
 
@@ -50,7 +55,7 @@ def _between(builder: ir.IRBuilder, fraction: ir.Value, low: ir.Value, high: ir.
     return _times_plus(builder, fraction, builder.fsub(high, low), low)
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def times_plus(typing_context, a, b, c):  # type: ignore[no-untyped-def]
     """a * b + c of float32, rounded alike wherever it stands: in a sum of products, LLVM may fuse this or that one."""
 
@@ -60,7 +65,7 @@ def times_plus(typing_context, a, b, c):  # type: ignore[no-untyped-def]
     return types.float32(*(types.float32,) * 3), codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def interpolate_cell(  # type: ignore[no-untyped-def]
     typing_context, voxels, at, row, plane, fx, fy, fz, sign, out, k
 ):
@@ -96,7 +101,7 @@ def interpolate_cell(  # type: ignore[no-untyped-def]
     return signature, codegen
 
 
-@intrinsic  # type: ignore[untyped-decorator]
+@_intrinsic
 def add_to_pair(typing_context, data, weight, at, share, fx, real, imag, w):  # type: ignore[no-untyped-def]
     """Add `share` of a value to the two voxels it lies between along x: real, imag to `data`, w to `weight`.
 

@@ -39,6 +39,7 @@ def main() -> None:
     run("motioncorr", *save)
     run("ctffind", *save)
     run("pick", *save)
+    run("locres", *save)
     run("sizes", "--quick", "--models", str(DATA / "models"), *save)
 
 

@@ -224,7 +224,8 @@ def log_weights(
 
 def working_slices(images: Array, memory: int) -> int:
     """How many slices of as many pixels as images, (n, n_pixels), are held at one time within `memory` bytes."""
-    return max(1, (memory if is_device(images) else min(memory, WORKING_BYTES)) // (8 * images.shape[1]))
+    allowed = memory if is_device(images) else min(memory, WORKING_BYTES)
+    return max(1, allowed // (8 * int(images.shape[1])))
 
 
 def runs(ends: np.ndarray[Any, np.dtype[np.int64]], most: int) -> list[int]:

@@ -266,7 +266,8 @@ class DensePass:
                 grouped_products(rows, self.ends, product, spectrum)
             direction_prior = self.direction_prior[first : first + n]
             part = xp.ascontiguousarray(norm[:, :, first : first + n])
-            keep_best(survivors, *spectra, part, prior, direction_prior, first, self.n_psi, fit_scale, cap)
+            real, imag = spectra
+            keep_best(survivors, real, imag, part, prior, direction_prior, first, self.n_psi, fit_scale, cap)
             first += n
 
     def _norm(self, moments: Array) -> Array:

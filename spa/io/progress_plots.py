@@ -61,8 +61,8 @@ def figure(iterations: list[Shown]) -> Figure:
     _draw_resolution(left, iterations)
     _draw_fsc(right, iterations)
     there = [shown for shown in iterations if shown.path.exists()]
-    chosen = np.unique(np.linspace(0, len(there) - 1, _SLICES).round().astype(int)) if there else []
-    for column, place in enumerate(chosen):
+    places = {round(place) for place in np.linspace(0, len(there) - 1, _SLICES)} if there else set()
+    for column, place in enumerate(sorted(places)):
         _draw_slice(figure.add_axes((0.01 + 0.198 * column, 0.02, 0.188, 0.3)), there[place])
     return figure
 

@@ -7,22 +7,40 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from matplotlib.figure import Figure
 
 from spa.errors import InputError
-from spa.fsc import FSC_THRESHOLD, CorrectedFsc, corrected_fsc, doubts, resolution_shell, shell_to_resolution
-from spa.io import mrc, plots, star
+from spa.fourier import forward
+from spa.fsc import (
+    FSC_THRESHOLD,
+    CorrectedFsc,
+    corrected_fsc,
+    doubts,
+    phase_randomise,
+    resolution_shell,
+    shell_to_resolution,
+)
+from spa.io import locres_plots, mrc, plots, star
 from spa.io.emdb import write_fsc_xml
 from spa.io.files import project_path
+from spa.io.postprocess_output import ORIGIN_RESOLUTION, fsc_figure, fsc_table, guinier_figure, guinier_table
 from spa.job import Job
-from spa.kernels.backend import Array, to_device, to_host
+from spa.kernels.backend import Array, to_device, to_host, xp_of
+from spa.local_resolution import (
+    Sampling,
+    corrected_curves,
+    filter_gains,
+    local_filter,
+    local_shells,
+    resolution_map,
+    sampling,
+    window_curves,
+)
 from spa.options import CommonOptions, UsageError, option
 from spa.sharpen import Mtf, Sharpened, detector_mtf, sharpen
 
 _SAME_MAP = 0.999
 _MASKED_FRACTION = 0.1
 _STRAIGHT = 0.8  # squared correlation of the Guinier fit
-_ORIGIN_RESOLUTION = 999.0  # RELION's resolution of the shell at the origin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +80,27 @@ class Options(CommonOptions):
         group="Filtering",
     )
 
+    locres: bool = option(False, help="Local resolution and a map filtered with it", group="Local resolution")
+    locres_sampling: float = option(
+        25.0, help="Step of the grid of points", unit="Å", bounds=(0.1, None), group="Local resolution"
+    )
+    locres_maskrad: float = option(
+        -1.0,
+        help="Radius of the window around a point",
+        unit="Å",
+        group="Local resolution",
+        default_text="half the step",
+    )
+    locres_edgwidth: float = option(
+        -1.0, help="Width of the window's soft edge", unit="Å", group="Local resolution", default_text="the step"
+    )
+    locres_randomize_at: float = option(
+        25.0, help="Randomise phases beyond this", unit="Å", bounds=(0.1, None), group="Local resolution"
+    )
+    locres_minres: float = option(
+        50.0, help="Lowest resolution, also where there is none", unit="Å", bounds=(0.1, None), group="Local resolution"
+    )
+
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.auto_bfac and self.adhoc_bfac != 0:
@@ -86,6 +125,7 @@ class _Inputs:
 def run(options: Options, job: Job) -> None:
     """FSC, resolution, sharpening; then the files."""
     inputs = _read(options, job)
+    where = _sampling(options, inputs) if options.locres else None
     mtf = _read_mtf(options, inputs.pixel_size)
     rng = np.random.default_rng(options.random_seed)
     curves = corrected_fsc(inputs.half1, inputs.half2, inputs.mask, options.randomize_at_fsc, rng)
@@ -105,6 +145,9 @@ def run(options: Options, job: Job) -> None:
     _write(result, curves, shell, inputs, options)
     found = f"{resolution:.2f} A" if shell else "none"
     job.say(f"final resolution {found} (FSC = {FSC_THRESHOLD}), B-factor {result.bfactor:.1f} A^2")
+    if where is not None:
+        sharpened = sharpen((inputs.half1 + inputs.half2) / 2, inputs.pixel_size, mtf=mtf, bfactor=result.bfactor)
+        _local(where, sharpened.volume, resolution if shell else None, inputs, options, job)
 
 
 def _read(options: Options, job: Job) -> _Inputs:
@@ -204,9 +247,88 @@ def _judge_bfactor(result: Sharpened, options: Options, job: Job) -> None:
         job.warn(f"a positive B-factor of {result.bfactor:.1f} A^2 dampens the map instead of sharpening it")
 
 
-def _write(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options) -> None:
+def _sampling(options: Options, inputs: _Inputs) -> Sampling:
+    """The grid and window of the local resolution, checked against the box."""
+    step, pixel_size = options.locres_sampling, inputs.pixel_size
+    radius = options.locres_maskrad if options.locres_maskrad >= 0 else step / 2
+    edge = options.locres_edgwidth if options.locres_edgwidth >= 0 else step
+    for flag, value in (("minres", options.locres_minres), ("randomize_at", options.locres_randomize_at)):
+        if value <= 2 * pixel_size:
+            raise InputError(f"--locres_{flag} {value:g}: expected more than two pixels, {2 * pixel_size:g} A")
+    if radius + edge < pixel_size:
+        raise InputError(
+            f"--locres_maskrad {radius:g}, --locres_edgwidth {edge:g}: expected more than a pixel together"
+        )
+    try:
+        return sampling(inputs.box, step / pixel_size, radius / pixel_size, edge / pixel_size)
+    except InputError as error:
+        raise InputError(f"--locres_maskrad {radius:g}, --locres_edgwidth {edge:g}: {error}") from None
+
+
+def _local(
+    where: Sampling, sharpened: Array, resolution: float | None, inputs: _Inputs, options: Options, job: Job
+) -> None:
+    """Local resolution and locally filtered map: their files, and a line about them."""
+    extent = inputs.box * inputs.pixel_size
+    lowest = extent / options.locres_minres  # shells of the box
+    curves = _local_curves(where, inputs, options, job)
+    shells = local_shells(curves, where)
+    local = extent / resolution_map(shells, where, lowest)
+    gains = filter_gains(curves, shells, lowest / where.shell_width, not options.skip_fsc_weighting)
+    transform, filtered = forward(sharpened, 3), xp_of(sharpened).zeros_like(sharpened)
+    with job.progress(gains.shape[1], "local filter", "shells") as bar:
+        for shell in range(gains.shape[1]):
+            job.check_abort()
+            local_filter(transform, gains, where, shell, filtered)
+            bar.update()
+    root, volume = _root(options), to_host(filtered)
+    found = local < options.locres_minres * 0.999
+    counted = found if inputs.mask is None else to_host(inputs.mask) > 0.5
+    mrc.write_volume(f"{root}_locres.mrc", local, inputs.pixel_size)
+    mrc.write_volume(f"{root}_locres_filtered.mrc", volume, inputs.pixel_size)
+    figure = locres_plots.summary(volume, local, counted, options.locres_minres, inputs.pixel_size, resolution)
+    plots.save(f"{root}_locres.png", figure)
+    _tell_local(local, counted & found, counted, inputs, job)
+
+
+def _local_curves(where: Sampling, inputs: _Inputs, options: Options, job: Job) -> Array:
+    """Corrected FSC of each window."""
+    start = max(1, int(inputs.box * inputs.pixel_size / options.locres_randomize_at))
+    rng = np.random.default_rng(options.random_seed)
+    pairs = [(inputs.half1, inputs.half2)]
+    pairs.append((phase_randomise(inputs.half1, start, rng), phase_randomise(inputs.half2, start, rng)))
+    parts: list[list[Array]] = [[], []]
+    with job.progress(len(where), "local resolution", "points") as bar:
+        for first in range(0, len(where), where.batch):
+            job.check_abort()
+            chosen = slice(first, min(first + where.batch, len(where)))
+            for part, pair in zip(parts, pairs, strict=True):
+                part.append(window_curves(*pair, where, chosen))
+            bar.update(chosen.stop - chosen.start)
+    plain, randomised = (np.concatenate(part) for part in parts)
+    return corrected_curves(plain, randomised, start, where)
+
+
+def _tell_local(local: Array, found: Array, counted: Array, inputs: _Inputs, job: Job) -> None:
+    place = "the volume" if inputs.mask is None else "the mask"
+    if not found.any():
+        job.warn(f"no local resolution anywhere in {place}: no window holds correlated signal")
+        return
+    low, median, high = np.percentile(local[found], [5, 50, 95])
+    text = f"local resolution: median {median:.2f} A, nine tenths from {low:.2f} to {high:.2f} A"
+    if inputs.mask is None:
+        job.say(f"{text}, in {100 * found.mean():.0f} % of the box (no --mask)")
+    else:
+        job.say(f"{text}, in {100 * found.sum() / counted.sum():.0f} % of the mask")
+
+
+def _root(options: Options) -> str:
     folder = options.o.endswith("/") or Path(options.o).is_dir()
-    root = str(Path(options.o) / "postprocess") if folder else options.o
+    return str(Path(options.o) / "postprocess") if folder else options.o
+
+
+def _write(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options) -> None:
+    root = _root(options)
     box, pixel_size = inputs.box, inputs.pixel_size
     volume, mask = to_host(result.volume), None
     mrc.write_volume(f"{root}.mrc", volume, pixel_size)
@@ -214,17 +336,17 @@ def _write(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs,
         mask = to_host(inputs.mask)
         mrc.write_volume(f"{root}_masked.mrc", volume * mask, pixel_size)
     general = _general(result, curves, shell, inputs, options)
-    star.write(f"{root}.star", star.StarFile([general, _fsc_table(curves, inputs), _guinier_table(result)]))
+    star.write(f"{root}.star", star.StarFile([general, fsc_table(curves, box, pixel_size), guinier_table(result)]))
     title = "unmasked FSC" if curves.final is curves.unmasked else "masked-corrected FSC"
     write_fsc_xml(f"{root}_fsc.xml", curves.final, box, pixel_size, title)
-    plots.save(f"{root}_fsc.png", _fsc_figure(curves, shell, box, pixel_size))
-    plots.save(f"{root}_guinier.png", _guinier_figure(result, options))
+    plots.save(f"{root}_fsc.png", fsc_figure(curves, shell, box, pixel_size))
+    plots.save(f"{root}_guinier.png", guinier_figure(result, (options.autob_lowres, options.autob_highres)))
     shown = {"half-map average": to_host(inputs.half1 + inputs.half2) / 2, "postprocessed": volume}
     plots.save(f"{root}_slices.png", plots.slices(shown, pixel_size, contour=mask))
 
 
 def _general(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Inputs, options: Options) -> star.Block:
-    resolution = shell_to_resolution(shell, inputs.box, inputs.pixel_size) if shell else _ORIGIN_RESOLUTION
+    resolution = shell_to_resolution(shell, inputs.box, inputs.pixel_size) if shell else ORIGIN_RESOLUTION
     values: dict[str, float | str] = {
         "rlnFinalResolution": resolution,
         "rlnBfactorUsedForSharpening": result.bfactor,
@@ -240,59 +362,3 @@ def _general(result: Sharpened, curves: CorrectedFsc, shell: int, inputs: _Input
         values["rlnFittedInterceptGuinierPlot"] = result.fit.intercept
         values["rlnCorrelationFitGuinierPlot"] = result.fit.correlation
     return star.Block.pairs("general", values)
-
-
-def _fsc_table(curves: CorrectedFsc, inputs: _Inputs) -> star.Block:
-    shells = np.arange(len(curves.final))
-    resolution = np.full(len(shells), _ORIGIN_RESOLUTION)
-    resolution[1:] = inputs.box * inputs.pixel_size / shells[1:]
-    columns: dict[str, Array] = {"rlnSpectralIndex": shells, "rlnResolution": 1 / resolution}
-    columns["rlnAngstromResolution"] = resolution
-    if curves.masked is not None:
-        columns["rlnFourierShellCorrelationCorrected"] = curves.final
-    columns["rlnFourierShellCorrelationUnmaskedMaps"] = curves.unmasked
-    if curves.masked is not None:
-        columns["rlnFourierShellCorrelationMaskedMaps"] = curves.masked
-    if curves.randomised is not None:
-        columns["rlnCorrectedFourierShellCorrelationPhaseRandomizedMaskedMaps"] = curves.randomised
-    return star.Block.table("fsc", columns)
-
-
-def _guinier_table(result: Sharpened) -> star.Block:
-    plot = result.guinier
-    steps = {
-        "rlnLogAmplitudesOriginal": plot.original,
-        "rlnLogAmplitudesMTFCorrected": plot.mtf_corrected,
-        "rlnLogAmplitudesWeighted": plot.weighted,
-        "rlnLogAmplitudesSharpened": plot.sharpened,
-    }
-    columns = {"rlnResolutionSquared": plot.inverse_d2} | {k: v for k, v in steps.items() if v is not None}
-    if result.fit is not None:
-        columns["rlnLogAmplitudesIntercept"] = np.full(len(plot.inverse_d2), result.fit.intercept)
-    return star.Block.table("guinier", columns)
-
-
-def _fsc_figure(curves: CorrectedFsc, shell: int, box: int, pixel_size: float) -> Figure:
-    lines = {"unmasked": curves.unmasked}
-    if curves.masked is not None:
-        lines["masked"] = curves.masked
-    if curves.randomised is not None:
-        lines["phase-randomised, masked"] = curves.randomised
-        lines["corrected"] = curves.corrected
-    resolution = shell_to_resolution(shell, box, pixel_size)
-    title = f"Final resolution {resolution:.2f} Å" if shell else "No resolution"
-    return plots.fsc(lines, box, pixel_size, shell, FSC_THRESHOLD, curves.randomise_from, title)
-
-
-def _guinier_figure(result: Sharpened, options: Options) -> Figure:
-    plot = result.guinier
-    steps = {
-        "original": plot.original,
-        "MTF corrected": plot.mtf_corrected,
-        "FSC weighted": plot.weighted,
-        "sharpened": plot.sharpened,
-    }
-    lines = {label: values for label, values in steps.items() if values is not None}
-    fit = (result.fit.slope, result.fit.intercept) if result.fit else None
-    fit_range = (options.autob_lowres, options.autob_highres)
-    return plots.guinier(plot.inverse_d2, lines, fit, fit_range, result.bfactor)
