@@ -84,7 +84,7 @@ class JobCommand(click.Command):
         ignored = [flag for flag in IGNORED_FLAGS if values.pop(_ignored_name(flag), None) not in (None, False)]
         given = {name: value for name, value in values.items() if value is not None and value != ()}
         try:
-            options = build(self.module.Options, given)
+            options = build(self.module.Options, given, str(self.name))
         except UsageError as error:
             raise click.UsageError(str(error), click.get_current_context()) from None
         arguments: list[str] = click.get_current_context().find_root().obj

@@ -14,6 +14,9 @@ from scipy.optimize import linear_sum_assignment
 Ints = NDArray[np.int64]
 Floats = NDArray[np.float64]
 
+ALIKE = 0.2
+"""Adjusted Rand index of repeated runs below which their classes are no property of the particles."""
+
 
 def entropy(posterior: ArrayLike) -> Floats:
     """Entropy of each particle's class posterior over that of an even one: float64 (n,), 0 sure, 1 no idea.

@@ -239,30 +239,35 @@ class CommonOptions:
 OptionsT = TypeVar("OptionsT", bound=CommonOptions)
 
 
-def build(cls: type[OptionsT], given: Mapping[str, Any]) -> OptionsT:
+def build(cls: type[OptionsT], given: Mapping[str, Any], job: str = "") -> OptionsT:
     """Options from the values given on the command line, after those of the run being continued.
 
     `given` maps field names to values. With `continue_`, the options in job.json beside that file stand
-    for those not given. Raises UsageError for a required flag that is in neither.
+    for those not given. Raises UsageError for a required flag that is in neither, or where that run was of another job
+    than `job`.
     """
     values = dict(given)
     if values.get("continue_"):
-        values = {**recorded_options(cls, Path(values["continue_"]).parent / "job.json"), **values}
+        record = Path(values["continue_"]).parent / "job.json"
+        values = {**recorded_options(cls, record, job), **values}
     missing = [spec.flags[0] for spec in specs(cls) if spec.required and spec.name not in values]
     if missing:
         raise UsageError(f"required: {', '.join(missing)}")
     return cls(**values)
 
 
-def recorded_options(cls: type[CommonOptions], job_json: Path) -> dict[str, Any]:
-    """The options of `cls` that an earlier run wrote to `job_json` ({} when there is no such file)."""
+def recorded_options(cls: type[CommonOptions], job_json: Path, job: str = "") -> dict[str, Any]:
+    """The options of `cls` that an earlier run of `job` wrote to `job_json` ({} when there is no such file)."""
     if not job_json.is_file():
         return {}
     try:
-        recorded = json.loads(job_json.read_text())["options"]
+        record = json.loads(job_json.read_text())
+        recorded, other = record["options"], record.get("job", job)
         kept = {spec.name: recorded[spec.name] for spec in specs(cls) if spec.name in recorded}
     except (ValueError, KeyError, TypeError) as error:
         raise UsageError(f"--continue: {job_json} is not the record of a job ({error})") from None
+    if job and other != job:
+        raise UsageError(f"--continue: {job_json} is the record of {other}; continue with spa {other} --continue FILE")
     for spec in specs(cls):
         if spec.repeated and spec.name in kept:
             kept[spec.name] = tuple(kept[spec.name])

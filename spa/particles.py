@@ -178,8 +178,7 @@ class Particles:
             self.assigned.add(name)
 
     def assign_half_sets(self, seed: int) -> None:
-        """Put the particles at random, in equal numbers, into half sets 1 and 2; keep an assignment that is
-        complete.
+        """Put the images at random, in equal numbers, into half sets 1 and 2; keep an assignment that is complete.
 
         Raises
         ------
@@ -194,8 +193,17 @@ class Particles:
                 f"{self.path}: data_particles, row {row + 1}, column rlnRandomSubset: expected 1 or 2, "
                 f"found {self.half_set[row]}"
             )
-        halves = np.arange(len(self)) % 2 + 1
-        self.update(half_set=np.random.default_rng(seed).permutation(halves))
+        images = self.image_numbers()
+        halves = np.arange(int(images.max(initial=-1)) + 1) % 2 + 1
+        self.update(half_set=np.random.default_rng(seed).permutation(halves)[images])
+
+    def image_numbers(self) -> NDArray[np.int64]:
+        """Number (n,) of the image of each particle: the row, but where images stand in several rows, as after
+        `spa expand`, one number for all of an image."""
+        names, numbers = np.unique(self.image_name.astype(str), return_inverse=True)
+        if len(names) == len(self) or "" in names:
+            return np.arange(len(self))
+        return np.asarray(numbers, dtype=np.int64)
 
     def groups(self) -> tuple[list[str], NDArray[np.int32]]:
         """Names of the groups whose intensity scale is refined, and the group index (n,) of each particle.

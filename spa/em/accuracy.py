@@ -8,7 +8,7 @@ import numpy as np
 from scipy.spatial.transform import Rotation
 
 from spa.em.expectation import Reference
-from spa.em.state import Batch
+from spa.em.state import Batch, FloatArray
 from spa.kernels.backend import to_host, to_like, xp_of
 from spa.kernels.slices import extract_slices
 
@@ -16,6 +16,14 @@ DISTINGUISHABLE = 4.605
 """Log-likelihood difference at which a pose is told from another with 99 % confidence: -ln 0.01."""
 SCAN_RATIO = 1.7
 """Step of the scan for it."""
+UNKNOWN = 999.0
+"""What stands for the accuracy of a class without particles."""
+
+
+def mean_accuracy(share: FloatArray, accuracy: FloatArray) -> FloatArray:
+    """Mean (2,) of the accuracies (n_classes, 2) of classes, by share, of those that have one."""
+    known = share * (accuracy < UNKNOWN).all(1)
+    return np.asarray(known @ accuracy / known.sum() if known.sum() > 0 else accuracy.min(0))
 
 
 def estimate_accuracy(

@@ -9,7 +9,7 @@ import numpy as np
 
 from spa import healpix
 from spa.em import output
-from spa.em.accuracy import estimate_accuracy
+from spa.em.accuracy import UNKNOWN, estimate_accuracy, mean_accuracy
 from spa.em.classes import centred, random_classes, reconstruct_classes, turned
 from spa.em.expectation import Reference, Step
 from spa.em.folds import Folds, Grid, make_folds
@@ -77,7 +77,7 @@ class Engine:
         self.job, self.rootname = job, job.rootname
         self.box, self.pixel_size = inputs.box_size, inputs.pixel_size
         self.device = job.devices[0] if job.devices else None
-        self.schedule, self.folds = schedule, folds or make_folds(0, inputs.n_particles, 1)
+        self.schedule, self.folds = schedule, folds or make_folds(0, np.arange(inputs.n_particles), 1)
         self.ndim = inputs.references.ndim - 1
         self.radius = particle_radius(options, self.box, self.pixel_size)
         edge = min(5.0, self.box / 2 - self.radius)
@@ -147,7 +147,7 @@ class Engine:
             self._write(self.rootname, state)
         if self.schedule.progress.exhausted:
             self.job.warn(f"not converged after {MAX_ITERATIONS} iterations: poses or resolution were still changing")
-        if state.ave_pmax < DETERMINED:
+        if state.ave_pmax < DETERMINED and self.n_halves == 2:
             self.job.warn(
                 f"poses are hardly determined: the likeliest one of an average particle holds "
                 f"{100 * state.ave_pmax:.0f} % of its probability, the expected accuracy is "
@@ -368,7 +368,7 @@ class Engine:
             log_likelihood=sum(s.log_likelihood for s in sums),
         )
         new.class_accuracy = self._accuracy(new)
-        new.accuracy_rotations, new.accuracy_offsets = new.pdf_class.mean(0) @ new.class_accuracy
+        new.accuracy_rotations, new.accuracy_offsets = mean_accuracy(new.pdf_class.mean(0), new.class_accuracy)
         return new
 
     def _accuracy(self, state: State) -> FloatArray:
@@ -388,7 +388,7 @@ class Engine:
                     angle, offset = estimate_accuracy(batch, reference, classes, self.poses.rotations[part], kmax, rng)
                     found[:, c] += len(part) * np.array([angle, offset])
                     counts[c] += len(part)
-        return np.where(counts > 0, found / np.maximum(counts, 1), 999.0).T
+        return np.where(counts > 0, found / np.maximum(counts, 1), UNKNOWN).T
 
     def _members(self, half: int, number: int) -> Indices:
         """A few particles of a class."""

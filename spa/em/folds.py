@@ -128,11 +128,14 @@ class Folds:
 
 
 def make_folds(
-    seed: int, n_particles: int, number: int, focus: FloatArray | None = None, find_focus: bool = False
+    seed: int, images: Indices, number: int, focus: FloatArray | None = None, find_focus: bool = False
 ) -> Folds:
-    """Parts of equal size, drawn by lot."""
-    order = np.random.default_rng((seed, 6)).permutation(n_particles)
-    return Folds((order % number).astype(np.int64), number, focus, find_focus)
+    """Parts of about equal size, drawn by lot; `images` (n_particles,) tells which particles are of one image.
+
+    An image that stands in several rows, as after `spa expand`, comes into one part with all of them.
+    """
+    order = np.random.default_rng((seed, 6)).permutation(int(images.max(initial=-1)) + 1)
+    return Folds((order % number)[images].astype(np.int64), number, focus, find_focus)
 
 
 def contrasted(sums: Sums, grid: Grid) -> FloatArray:

@@ -19,6 +19,9 @@ from spa.io import mrc
 from spa.io.particle_io import ParticleImages, read_particles
 from spa.particles import Particles
 
+COARSEST_SHELL = 3
+"""Shells that classes are at least compared on."""
+
 
 @dataclass
 class Inputs:
@@ -129,6 +132,13 @@ def read_inputs(
             raise InputError(
                 f"{options.i}: data_particles: expected at least 2 particles in each half set, found {smallest}"
             )
+        images_of = particles.image_numbers()
+        in_both = np.intersect1d(*(images_of[particles.half_set == h] for h in (1, 2)))
+        if len(in_both):
+            warn(
+                f"{options.i}: {len(in_both)} images are in both half sets (rlnRandomSubset): the FSC of the halves "
+                "takes their noise for signal"
+            )
     if not options.ctf and particles.has_ctf:
         warn(f"{options.i} has CTF parameters, but --ctf was not given: the map will not be corrected for the CTF")
     names, groups = particles.groups()
@@ -145,16 +155,22 @@ def read_inputs(
         groups=groups,
         group_names=names,
         references=references(box, pixel_size),
-        solvent_mask=_read_mask(solvent_mask, box) if solvent_mask else None,
+        solvent_mask=_read_mask(solvent_mask, box, pixel_size) if solvent_mask else None,
         aberrations=particles.aberrations(),
     )
 
 
 def check_number_of_classes(options: ClassificationOptions, inputs: Inputs) -> None:
-    """Raises InputError where there are more classes than particles."""
+    """Raises InputError where there are more classes than particles, or too few shells to tell them by."""
     n, n_classes = inputs.n_particles, options.nr_classes
     if n < n_classes:
         raise InputError(f"--K {n_classes}: expected at most as many classes as particles, {options.i} has {n}")
+    coarsest = inputs.box_size * inputs.pixel_size / COARSEST_SHELL
+    if options.strict_highres_exp > coarsest:
+        raise InputError(
+            f"--strict_highres_exp {options.strict_highres_exp:g}: expected at most {coarsest:.0f} Å, "
+            f"{COARSEST_SHELL} shells of the box"
+        )
 
 
 def read_reference(path: str, ini_high: float, box: int, pixel_size: float, say: Callable[[str], None]) -> FloatArray:
@@ -184,8 +200,10 @@ def read_reference(path: str, ini_high: float, box: int, pixel_size: float, say:
     return np.asarray(volume, np.float32)
 
 
-def _read_mask(path: str, box: int) -> FloatArray:
-    mask, _ = mrc.read_volume(path)
+def _read_mask(path: str, box: int, pixel_size: float) -> FloatArray:
+    mask, voxel_size = mrc.read_volume(path)
+    if voxel_size > 0 and abs(voxel_size - pixel_size) > 0.01 * pixel_size:
+        raise InputError(f"{path}: expected voxels of {pixel_size:g} Å as the images, found {voxel_size:g} Å")
     if mask.shape[0] != box:
         raise InputError(f"{path}: expected a mask of {box} voxels as the images, found {mask.shape[0]}")
     low, high = float(mask.min()), float(mask.max())

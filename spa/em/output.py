@@ -188,7 +188,7 @@ def write_model(
             **spectrum,
             "rlnSsnrMap": state.ssnr[half, c],
             "rlnGoldStandardFsc": state.fsc,
-            "rlnReferenceTau2": state.tau2[half, c] / box**4,
+            "rlnReferenceTau2": _exact(state.tau2[half, c] / box**4),
         }
         blocks.append(Block.table(f"model_class_{c + 1}", columns))
     count = np.bincount(inputs.groups, minlength=inputs.n_groups)
@@ -205,7 +205,7 @@ def write_model(
     )
     for number, sigma2 in enumerate(state.sigma2[half]):
         columns = {k: spectrum[k] for k in ("rlnSpectralIndex", "rlnResolution")}
-        columns["rlnSigma2Noise"] = sigma2 / box**4
+        columns["rlnSigma2Noise"] = _exact(sigma2 / box**4)
         blocks.append(Block.table(f"model_optics_group_{number + 1}", columns))
     for c in range(state.n_classes if state.maps.ndim == 5 else 0):
         mine = (inputs.half_set == half + 1) | (state.n_halves == 1)
@@ -295,7 +295,7 @@ def read_state(path: str, inputs: Inputs, schedule: Schedule) -> tuple[State, Po
 
 
 def write_running(rootname: str, iteration: int, sums: list[Sums]) -> None:
-    """The sums that fade into those of the next iterations, for `--continue`."""
+    """The sums that fade into those of the next iterations, for `--continue`; the last two are kept."""
     arrays = {f"{f.name}_{h}": to_host(getattr(s, f.name)) for h, s in enumerate(sums) for f in fields(Sums)}
 
     def write(path: Path) -> None:
@@ -303,6 +303,7 @@ def write_running(rootname: str, iteration: int, sums: list[Sums]) -> None:
             np.savez(file, **arrays)
 
     write_whole(_running_path(str(optimiser_path(rootname, iteration))), write)
+    _running_path(str(optimiser_path(rootname, iteration - 2))).unlink(missing_ok=True)
 
 
 def read_running(path: str) -> list[Sums]:
@@ -369,6 +370,11 @@ def _read_half(path: str, inputs: Inputs) -> dict[str, FloatArray]:
         "pdf_class": classes.floats("rlnClassDistribution"),
         "group_scale": model["model_groups"].floats("rlnGroupScaleCorrection"),
     }
+
+
+def _exact(values: FloatArray) -> list[str]:
+    """Numbers with as many digits as a run needs to go on as if it had not stopped."""
+    return [f"{value:.9e}" for value in values]
 
 
 def _camel(name: str) -> str:

@@ -29,10 +29,10 @@ from spa.io import class_plots, plots, star
 from spa.job import Job
 from spa.options import option
 
-ALIKE = 0.2
-"""Adjusted Rand index of repeated runs below which their classes are no property of the particles."""
 FOLDS = 4
 """Parts of the particles, each of which is compared with maps that the others give."""
+FEWEST = 5
+"""Iterations in which classes may have come to differ from those drawn by lot."""
 UNDECIDED = 0.9
 """Entropy of the assignments, over that of even ones, above which particles are not told apart."""
 
@@ -78,7 +78,7 @@ def run(options: Options, job: Job) -> None:
         job.say(
             f"repeated runs: adjusted Rand index {rand:.2f}, {100 * agree:.0f} % of the particles in matching classes"
         )
-        if rand < ALIKE:
+        if rand < class_stability.ALIKE:
             job.warn(
                 "repeated runs put the particles into different classes: the classes are the work of chance, and the "
                 "particles show one state as far as these data can tell"
@@ -105,9 +105,16 @@ def _classified(options: Options, rootname: str, job: Job) -> FloatArray:
     if focus is not None:
         inputs = replace(inputs, solvent_mask=None)
     find_focus = inputs.solvent_mask is None and options.flatten_solvent
-    folds = make_folds(options.random_seed, inputs.n_particles, min(FOLDS, inputs.n_particles), focus, find_focus)
+    images = inputs.particles.image_numbers()
+    folds = make_folds(options.random_seed, images, min(FOLDS, int(images.max()) + 1), focus, find_focus)
     engine = Engine(options, inputs, schedule, 1, job, True if options.firstiter_cc else None, folds=folds)
     engine.rootname = rootname
+    forming = schedule.n_iterations - schedule.n_consensus
+    if schedule.staged and forming < FEWEST:
+        job.warn(
+            f"--iter {options.iter} leaves {forming} iterations after the particles are parted by lot: classes "
+            "need more to form"
+        )
     state = engine.resumed(last) if last else None
     schedule.poses = engine.poses
     state = engine.run(state)
@@ -149,6 +156,8 @@ def _references(options: Options, box: int, pixel_size: float, say: Callable[[st
 def _schedule(options: Options, inputs: Inputs) -> MapSchedule:
     box, pixel_size = inputs.box_size, inputs.pixel_size
     poses = inputs.first_poses()
+    if -1 < options.sigma_ang <= 0:
+        raise InputError(f"--sigma_ang {options.sigma_ang:g}: expected a positive angle, or -1 to search everywhere")
     if options.skip_align and not poses.known.all():
         raise InputError(f"{options.i}: --skip_align needs the angles of the particles, found none")
     search = Search(insertion_mass=0.95, insertion_cap=300)
@@ -185,8 +194,9 @@ def _report(options: Options, inputs: Inputs, state: State, rootname: str, job: 
     resolutions = [inputs.box_size * inputs.pixel_size / s if s > 0 else math.inf for s in state.class_shells]
     notes = [
         f"entropy of the assignments {state.class_entropy:.2f} of an even one's",
-        f"{100 * state.class_changes:.1f} % of the particles changed class in the last iteration",
     ]
+    if state.iteration > 1:
+        notes.append(f"{100 * state.class_changes:.1f} % of the particles changed class in the last iteration")
     job.say("; ".join(notes))
     if options.nr_classes > 1 and state.class_entropy > UNDECIDED:
         job.warn("particles fit all classes about equally well: as far as these data can tell they show one state")

@@ -219,6 +219,8 @@ def _stable(table: Block, options: Options, job: Job) -> NDArray[np.bool_]:
         runs.append(np.array([classes[name] for name in names]))
         index, share = class_stability.adjusted_rand(runs[0], runs[-1]), class_stability.agreement(runs[0], runs[-1])
         job.say(f"{path}: adjusted Rand index {index:.3f}, {share:.1%} of the {_noun(table)} in matching classes")
+        if index < class_stability.ALIKE:
+            job.warn(f"{path}: its classes agree with those of {table.path} no better than by chance")
     core = class_stability.stable_core(runs, options.stable_fraction, options.stable_size)
     job.say(f"{int((core > 0).sum())} of {len(core)} {_noun(table)} in {core.max(initial=0)} stable cores")
     return np.asarray(core > 0)

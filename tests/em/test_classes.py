@@ -251,7 +251,7 @@ def test_3d_classes_from_one_reference(own_poses: bool, tmp_path: Path) -> None:
     inputs = replace(data.inputs(), references=reference[None].astype(np.float32))
     seeds = random_classes(1, n, 2)
     plan = MapSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 10, -1.0, 2, skip_align=own_poses, seeds=seeds)
-    folds = make_folds(1, n, 4)
+    folds = make_folds(1, np.arange(n), 4)
     engine = Engine(options, inputs, plan, 1, tiny.QuietJob(options.o), folds=folds)  # type: ignore[arg-type]
     plan.poses = engine.poses
     if own_poses:

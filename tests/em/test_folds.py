@@ -83,7 +83,7 @@ def test_classes_are_their_mean_outside_the_focus() -> None:
     mass = np.array([3.0, 1.0, 0.0])
     sums = Sums(*(np.zeros(1),) * 6, class_mass=mass)
     focus = np.asarray(soft_sphere(BOX, 4, 2))
-    found = make_folds(1, 10, 4, focus).focused(maps, sums)
+    found = make_folds(1, np.arange(10), 4, focus).focused(maps, sums)
     mean = 0.75 * maps[0] + 0.25 * maps[1]
     np.testing.assert_allclose(found[:2, focus == 0], np.stack([mean[focus == 0]] * 2), atol=1e-6)
     np.testing.assert_allclose(found[:2, focus == 1], maps[:2, focus == 1], atol=1e-6)
@@ -102,7 +102,7 @@ def staying(folder: Path, n_folds: int) -> float:
     seeds = random_classes(1, n, 2)
     plan = MapSchedule(options, Search(), BOX, tiny.PIXEL_SIZE, 2, -1.0, 2, skip_align=True, seeds=seeds)
     job = tiny.QuietJob(options.o)
-    engine = Engine(options, inputs, plan, 1, job, folds=make_folds(1, n, n_folds))  # type: ignore[arg-type]
+    engine = Engine(options, inputs, plan, 1, job, folds=make_folds(1, np.arange(n), n_folds))  # type: ignore[arg-type]
     engine.poses.rotations, engine.poses.origins = data.rotations.copy(), data.origins.copy()
     engine.poses.known[:] = True
     plan.poses = engine.poses
@@ -113,3 +113,10 @@ def staying(folder: Path, n_folds: int) -> float:
 def test_particles_do_not_hold_on_to_their_own_noise(tmp_path: Path) -> None:
     assert staying(tmp_path, 1) > 0.7
     assert staying(tmp_path, 4) == pytest.approx(0.5, abs=0.12)
+
+
+def test_rows_of_one_image_come_into_one_part() -> None:
+    images = np.repeat(np.arange(25), 4)
+    parts = make_folds(1, images, 4).of_particle.reshape(25, 4)
+    assert (parts == parts[:, :1]).all()
+    assert np.bincount(parts[:, 0], minlength=4).min() >= 6

@@ -91,14 +91,27 @@ def test_particles_of_one_state_are_told_as_such(data: Path, capsys: pytest.Capt
         ("--K 81", "--K 81: expected at most as many classes as particles, Sim/particles.star has 80"),
         ("--skip_align", "Sim/particles.star: --skip_align needs the angles of the particles, found none"),
         ("--sigma_ang 3", "Sim/particles.star: searches are local, but it has no angles to start from"),
+        ("--sigma_ang 0", "--sigma_ang 0: expected a positive angle, or -1 to search everywhere"),
+        ("--strict_highres_exp 900", "--strict_highres_exp 900: expected at most"),
+        ("--solvent_mask wide.mrc", "wide.mrc: expected voxels of"),
         ("--ref two.star --K 3", "two.star: expected 3 references (--K), found 2"),
     ],
 )
 def test_wrong_input_is_told_in_a_line(flags: str, line: str, data: Path, capsys: pytest.CaptureFixture[str]) -> None:
     names = "\n".join(["Sim/reference.mrc"] * 2)
     (data.parent / "two.star").write_text(f"data_\n\nloop_\n_rlnReferenceImage #1\n{names}\n")
+    mrc.write_volume(data.parent / "wide.mrc", np.ones((BOX,) * 3, np.float32), 99.0)
     assert classify(data, "Wrong/run", flags) == 1
     check_one_line(capsys, line)
+
+
+def test_a_run_is_continued_by_its_own_job_alone(data: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert classify(data, "Own/run", "--iter 1") == 0
+    before = {path.name: path.read_bytes() for path in (data.parent / "Own").iterdir()}
+    with chdir(data.parent):
+        assert run(["class2d", "--continue", "Own/run_it001_optimiser.star"]) == 2
+    assert "is the record of class3d" in capsys.readouterr().err
+    assert before == {path.name: path.read_bytes() for path in (data.parent / "Own").iterdir()}
 
 
 def test_one_class_is_the_plain_run_of_the_engine(data: Path) -> None:

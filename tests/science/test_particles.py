@@ -347,3 +347,12 @@ def test_real_particles(shared_data: Path) -> None:
         number, name = split_image_name(particles.image_name[i])
         np.testing.assert_array_equal(image, mrcfile.read(name)[number].astype(np.float32))
     assert np.abs(particles.ctf_coefficients()[:, 0] - (particles.defocus_u + particles.defocus_v) / 2).max() < 1e-2
+
+
+def test_rows_of_one_image_come_into_one_half() -> None:
+    particles = make(40)
+    particles.image_name = np.array([f"{i // 2 + 1:06d}@stack.mrcs" for i in range(40)], dtype=object)
+    particles.assign_half_sets(1)
+    halves = particles.half_set.reshape(20, 2)
+    assert (halves[:, 0] == halves[:, 1]).all()
+    assert np.bincount(halves[:, 0])[1:].tolist() == [10, 10]
