@@ -116,6 +116,8 @@ def _classified(options: Options, rootname: str, job: Job) -> FloatArray:
             "need more to form"
         )
     state = engine.resumed(last) if last else None
+    if state is not None and state.n_classes > 1 and folds.number > 1 and folds.maps is None:
+        job.warn(f"the maps beside {last} are kept for the last two iterations only: the result may differ somewhat")
     schedule.poses = engine.poses
     state = engine.run(state)
     _report(options, inputs, state, rootname, job)
